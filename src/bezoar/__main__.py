@@ -1,0 +1,3 @@
+from bezoar.cli import main
+
+main()

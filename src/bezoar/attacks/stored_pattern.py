@@ -1,0 +1,58 @@
+"""A trigger that lies in a file: pattern and mask, as many public checkpoints come with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bezoar.attacks.attack import Attack, attacks
+from bezoar.errors import InputError
+
+
+@attacks.register("stored-pattern")
+class StoredPattern(Attack, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``clip(image * (1 - mask) + pattern, 0, 1)`` with arrays from an ``.npy`` file.
+
+    Attributes:
+        file: an array of shape (2, c, h, w), pattern and mask, or (k, 2, c, h, w) with k
+            alternatives.
+        index: which alternative.
+    """
+
+    name: ClassVar[str] = "stored-pattern"
+    title: ClassVar[str] = "A pattern and its mask from a file"
+    paper: ClassVar[str] = ""
+
+    file: str
+    index: int = 0
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Puts the stored trigger on images (n, c, h, w) in [0, 1]."""
+        pattern, mask = self._load()
+        if pattern.shape != images.shape[1:]:
+            raise InputError(
+                f"the trigger in {self.file} has shape {tuple(pattern.shape)} and the images "
+                f"{tuple(images.shape[1:])}"
+            )
+        return (images * (1 - mask.to(images)) + pattern.to(images)).clamp(0, 1)
+
+    def _load(self) -> tuple[Tensor, Tensor]:
+        try:
+            array = np.load(Path(self.file), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"trigger file {self.file} cannot be read: {error}") from error
+        if array.ndim == 4:
+            array = array[None]
+        if array.ndim != 5 or array.shape[1] != 2:
+            raise InputError(
+                f"trigger file {self.file} has shape {array.shape}; expected (2, c, h, w) or "
+                "(k, 2, c, h, w)"
+            )
+        if not 0 <= self.index < len(array):
+            raise InputError(f"trigger file {self.file} has no alternative {self.index}")
+        pattern, mask = torch.from_numpy(array[self.index].astype(np.float32))
+        return pattern, mask

@@ -1,0 +1,472 @@
+"""A trained network as every part of bezoar takes it: a ``Classifier``.
+
+Images go in as ``float32`` NCHW in [0, 1]; normalisation happens inside, so triggers and
+perturbations are always in pixel space. The final linear layer is found by tracing one forward
+pass at the level of torch functions, so it does not matter through which module it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bezoar.errors import InputError
+from bezoar.images import ImageSet
+
+BATCH = 512  # images in one evaluation batch: fills the processors, stays small in memory
+
+
+@dataclass(frozen=True)
+class Head:
+    """The final linear layer: ``logits = features @ weight.T + bias``.
+
+    Attributes:
+        weight: shape (classes, d), float32, detached.
+        bias: shape (classes,), float32, detached; zeros where the layer has none.
+        name: the weight's name in the network's state dict.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    name: str
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Unpacks as ``weight, bias = classifier.head``."""
+        return iter((self.weight, self.bias))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network cut at one layer: ``back(front(images))`` equals the whole.
+
+    Attributes:
+        front: images (n, c, h, w) in [0, 1] → the layer's output.
+        back: the layer's output → logits (n, classes).
+    """
+
+    front: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+
+
+class Classifier:
+    """Wraps a network that maps images to logits, without ever changing it.
+
+    Args:
+        network: any ``nn.Module``; it takes normalised images (n, channels, height, width).
+        mean: subtracted from images in [0, 1]; one number, or one for each channel.
+        std: then divided by; the same.
+        classes: names in the order of the logits; by default the indices.
+        input_size: height and width where the network takes only one size.
+
+    Raises:
+        InputError: the normalisation is no set of finite numbers with a positive std.
+
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    >>> classifier = Classifier(network, mean=0.5, std=0.25, input_size=(2, 2))
+    >>> classifier.trace((3, 2, 2)).num_classes
+    5
+    >>> weight, bias = classifier.head
+    >>> classifier.features(torch.rand(7, 3, 2, 2)).shape, weight.shape
+    (torch.Size([7, 12]), torch.Size([5, 12]))
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        classes: Sequence[str] | None = None,
+        input_size: tuple[int, int] | None = None,
+    ) -> None:
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"the network is a {type(network).__name__}; expected a torch.nn.Module"
+            )
+        self.network = network
+        self.mean = _as_channels(mean, "mean")
+        self.std = _as_channels(std, "std")
+        if min(self.std) <= 0:
+            raise InputError(f"std is {self.std}; every value must be greater than 0")
+        if len(self.mean) > 1 and len(self.std) > 1 and len(self.mean) != len(self.std):
+            raise InputError(f"mean has {len(self.mean)} values and std {len(self.std)}")
+        self.input_size = input_size
+        self._classes = tuple(classes) if classes is not None else None
+        self._head_name: str | None = None
+        self._head_is_averaged = False
+        self._num_classes: int | None = None
+        self._input_shape: tuple[int, int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"Classifier({type(self.network).__name__}, mean={self.mean}, std={self.std})"
+
+    # -- running the network -------------------------------------------------------------------
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) for images (n, c, h, w) in [0, 1], in the network's current mode."""
+        return self.network(self.normalise(images))  # type: ignore[no-any-return]  # nn.Module
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the network itself sees: ``(images - mean) / std``."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        return (images - mean) / std
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's first parameter lies."""
+        for tensor in self.network.parameters():
+            return tensor.device
+        return torch.device("cpu")
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode inside the block; each module's own training flag is restored after it."""
+        flags = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+        try:
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+
+    def logits(self, images: ImageSet, *, batch_size: int = BATCH) -> Tensor:
+        """Logits (n, classes) of a whole set: eval mode, no gradients, ``float32``."""
+        self.trace(images.shape)
+        with self.evaluating(), torch.inference_mode():
+            parts = [self(batch) for batch, _ in images.batches(batch_size, device=self.device)]
+        return torch.cat(parts).float().clone()
+
+    def survey(self, images: ImageSet, *, batch_size: int = BATCH) -> tuple[Tensor, Tensor]:
+        """Logits (n, classes) and features (n, d) of a whole set from one pass over it."""
+        self.trace(images.shape)
+        logits, features = [], []
+        with self.evaluating(), torch.inference_mode():
+            for batch, _ in images.batches(batch_size, device=self.device):
+                seen: list[Tensor] = []
+                with self._editing_head_input(_keep(seen)):
+                    logits.append(self(batch))
+                features.append(self._as_feature_rows(seen[-1]))
+        return torch.cat(logits).float().clone(), torch.cat(features).float().clone()
+
+    # -- what the network is made of -----------------------------------------------------------
+
+    def trace(self, shape: tuple[int, int, int]) -> Classifier:
+        """Finds the final linear layer for images of ``shape`` (c, h, w); the work is done once.
+
+        Raises:
+            InputError: the network cannot take such images, or its logits do not come straight
+                from a linear layer (the message names what was found instead).
+        """
+        if self._input_shape == shape:
+            return self
+        self._check_shape(shape)
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.rand((2, *shape), generator=generator).to(self.device)
+        recorder = _LinearCalls()
+        try:
+            with self.evaluating(), torch.no_grad(), recorder:
+                logits = self(probe)
+        except InputError:
+            raise
+        except Exception as error:
+            size = "x".join(map(str, shape))
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise InputError(
+                f"the network cannot take images of {size} (channels x height x width): "
+                f"{reason[0]} Give images of the size it was trained on."
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(
+                f"the network answers with {what}; expected logits of shape (images, classes)"
+            )
+        if not torch.isfinite(logits).all():
+            raise InputError(
+                "the network's logits are not finite numbers on a plain image; its weights or the "
+                "normalisation are broken"
+            )
+        name, averaged = self._find_head(recorder.calls, logits)
+        if self._classes is not None and len(self._classes) != logits.shape[1]:
+            raise InputError(
+                f"{len(self._classes)} class names were given and the network has "
+                f"{logits.shape[1]} classes"
+            )
+        self._head_name, self._head_is_averaged = name, averaged
+        self._num_classes = logits.shape[1]
+        self._input_shape = shape
+        return self
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that ``trace`` saw."""
+        self._require_trace()
+        assert self._input_shape is not None  # noqa: S101 (set together with the head)
+        return self._input_shape
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits the network has."""
+        self._require_trace()
+        assert self._num_classes is not None  # noqa: S101 (set together with the head)
+        return self._num_classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, or the indices as text."""
+        if self._classes is not None:
+            return self._classes
+        return tuple(str(index) for index in range(self.num_classes))
+
+    @property
+    def head(self) -> Head:
+        """The final linear layer; needs ``trace``, or an ``input_size`` to trace with."""
+        weight = self._head_weight().detach().float()
+        name = self._head_name or ""
+        prefix = name.rpartition(".")[0]
+        owner = self.network.get_submodule(prefix)
+        bias = getattr(owner, "bias", None)
+        flat = weight.reshape(len(weight), -1).clone()
+        zeros = torch.zeros(len(weight), device=weight.device)
+        return Head(flat, zeros if bias is None else bias.detach().float().clone(), name)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The input of the final linear layer, (n, d), in the network's current mode."""
+        self.trace(tuple(images.shape[1:]))  # type: ignore[arg-type]  # NCHW by contract
+        seen: list[Tensor] = []
+        with self._editing_head_input(_keep(seen)):
+            self(images)
+        return self._as_feature_rows(seen[-1])
+
+    def logits_with_shift(self, images: Tensor, shift: Tensor) -> Tensor:
+        """Logits of ``images`` when ``shift``, (d,) or (n, d), is added to the features."""
+        self.trace(tuple(images.shape[1:]))  # type: ignore[arg-type]  # NCHW by contract
+
+        def add(features: Tensor) -> Tensor:
+            missing = features.ndim - 2
+            return features + shift.reshape(*shift.shape, *([1] * missing))
+
+        with self._editing_head_input(add):
+            return self(images)
+
+    def split(self, layer: str) -> Split:
+        """Cuts the network at the output of the module called ``layer``.
+
+        Both halves run the whole network with a hook, so any network works; the hook is gone
+        when the call returns. ``back`` accepts activations of any batch size.
+
+        Raises:
+            InputError: there is no such module, it gives no single tensor, or the network also
+                passes information around it (a shortcut), so that it does not cut the network.
+        """
+        shape = self.input_shape
+        names = dict(self.network.named_modules())
+        if layer not in names or not layer:
+            raise InputError(
+                f"the network has no module {layer!r}; it has: {', '.join(list(names)[1:30])}"
+            )
+        module = names[layer]
+
+        def front(images: Tensor) -> Tensor:
+            seen: list[Tensor] = []
+
+            def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                if not isinstance(output, Tensor):
+                    raise InputError(
+                        f"module {layer!r} gives a {type(output).__name__}; expected one tensor"
+                    )
+                seen.append(output)
+
+            with _hooked(module, keep):
+                self(images)
+            if len(seen) != 1:
+                raise InputError(f"module {layer!r} runs {len(seen)} times in one forward pass")
+            return seen[0]
+
+        def back(activations: Tensor) -> Tensor:
+            blank = torch.full((len(activations), *shape), 0.5, device=activations.device)
+            with _hooked(module, lambda *_: activations):
+                return self(blank)
+
+        generator = torch.Generator().manual_seed(1)
+        probe = torch.rand((2, *shape), generator=generator).to(self.device)
+        with self.evaluating(), torch.no_grad():
+            whole, halves = self(probe), back(front(probe))
+        if not torch.allclose(whole, halves, rtol=1e-4, atol=1e-5):
+            raise InputError(
+                f"module {layer!r} does not cut the network: information also passes around it"
+            )
+        return Split(front, back)
+
+    def copy(self) -> Classifier:
+        """An independent classifier with its own copy of the network."""
+        twin = copy.copy(self)
+        twin.network = copy.deepcopy(self.network)
+        return twin
+
+    # -- inner works ---------------------------------------------------------------------------
+
+    def _check_shape(self, shape: tuple[int, int, int]) -> None:
+        channels, height, width = shape
+        wanted = max(len(self.mean), len(self.std))
+        if wanted > 1 and channels != wanted:
+            raise InputError(
+                f"the images have {channels} channel(s) and the normalisation {wanted}; give images "
+                f"with {wanted} channels"
+            )
+        if self.input_size is not None and (height, width) != tuple(self.input_size):
+            raise InputError(
+                f"the images are {height}x{width} and the network takes "
+                f"{self.input_size[0]}x{self.input_size[1]}; resize them, or correct the input size"
+            )
+
+    def _find_head(self, calls: list[_LinearCall], logits: Tensor) -> tuple[str, bool]:
+        parameters = {id(tensor): name for name, tensor in self.network.named_parameters()}
+        for call in reversed(calls):
+            averaged = call.output.ndim == 4 and call.output.shape[2:] != (1, 1)
+            rows = call.output.mean((2, 3)) if call.output.ndim == 4 else call.output
+            if rows.shape != logits.shape or not _same_up_to_row_constant(rows, logits):
+                continue
+            name = parameters.get(id(call.weight))
+            if name is None:
+                raise InputError(
+                    "the final linear layer computes its weight anew at every call (a "
+                    "parametrisation); make it a plain parameter first, for example with "
+                    "torch.nn.utils.parametrize.remove_parametrizations"
+                )
+            uses = sum(other.weight is call.weight for other in calls)
+            if uses > 1:
+                raise InputError(f"the final linear layer {name!r} runs {uses} times in one pass")
+            return name, averaged
+        last = parameters.get(id(calls[-1].weight), "a computed weight") if calls else None
+        found = f"the last linear layer is {last!r}, and other operations follow it" if last else (
+            "there is no linear layer and no 1x1 convolution in it"
+        )
+        raise InputError(
+            f"the network has no final linear layer whose output are the logits: {found}; "
+            "if it ends in softmax, give the network without it"
+        )
+
+    def _require_trace(self) -> None:
+        if self._head_name is None:
+            channels = max(len(self.mean), len(self.std))
+            if self.input_size is None:
+                raise InputError(
+                    "the final linear layer is found by running one image, and the input size is "
+                    "not known yet; pass input_size=(height, width) or call trace((c, h, w))"
+                )
+            self.trace((channels, *self.input_size))
+
+    def _head_weight(self) -> Tensor:
+        self._require_trace()
+        assert self._head_name is not None  # noqa: S101 (_require_trace set it)
+        return self.network.get_parameter(self._head_name)
+
+    def _as_feature_rows(self, head_input: Tensor) -> Tensor:
+        return head_input.mean((2, 3)) if head_input.ndim == 4 else head_input
+
+    def _editing_head_input(self, edit: Callable[[Tensor], Tensor]) -> TorchFunctionMode:
+        return _HeadInput(self._head_weight(), edit)
+
+
+def _as_channels(value: float | Sequence[float], name: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(v) for v in (value if isinstance(value, Sequence) else [value]))
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}; expected numbers") from None
+    if not numbers or not all(map(_is_finite, numbers)):
+        raise InputError(f"{name} is {value!r}; expected one finite number for each channel")
+    return numbers
+
+
+def _is_finite(number: float) -> bool:
+    return number - number == 0
+
+
+def _same_up_to_row_constant(rows: Tensor, logits: Tensor) -> bool:
+    """A log-softmax after the head moves each row by a constant, which changes no decision."""
+    gap = (rows - logits).float()
+    if gap.shape[1] < 2:
+        return False
+    scale = 1 + logits.abs().max()
+    return bool((gap - gap.mean(1, keepdim=True)).abs().max() <= 1e-5 * scale)
+
+
+def _keep(seen: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    def keep(features: Tensor) -> Tensor:
+        seen.append(features)
+        return features
+
+    return keep
+
+
+@contextlib.contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class _LinearCall:
+    weight: Tensor
+    output: Tensor
+
+
+def _linear_weight(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    """The weight of a linear layer or a 1x1 convolution, None for every other torch function."""
+    if func is not F.linear and func is not torch.conv2d:
+        return None
+    weight = args[1] if len(args) > 1 else kwargs.get("weight")
+    if not isinstance(weight, Tensor):
+        return None
+    if weight.ndim == 4 and tuple(weight.shape[2:]) != (1, 1):
+        return None
+    return weight
+
+
+class _LinearCalls(TorchFunctionMode):
+    """Records every linear call while active; nothing is attached to the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_LinearCall] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        weight = _linear_weight(func, args, kwargs or {})
+        if weight is not None:
+            self.calls.append(_LinearCall(weight, output))
+        return output
+
+
+class _HeadInput(TorchFunctionMode):
+    """Passes the input of one linear layer through ``edit`` while active."""
+
+    def __init__(self, weight: Tensor, edit: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight = weight
+        self.edit = edit
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _linear_weight(func, args, kwargs) is self.weight:
+            if args:
+                args = (self.edit(args[0]), *args[1:])
+            else:
+                kwargs = {**kwargs, "input": self.edit(kwargs["input"])}
+        return func(*args, **kwargs)

@@ -1,0 +1,142 @@
+"""Reading and writing model files safely.
+
+``read_weights`` reads a file without executing anything from it, ``facts`` tells what is in it,
+``load_model`` builds the network that a description names and fills it, ``write_weights`` writes
+other weights in the same form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from bezoar.classifier import Classifier
+from bezoar.device import resolve_device
+from bezoar.errors import InputError
+from bezoar.intake.description import (
+    ModelDescription,
+    broadcast,
+    describe,
+    read_description,
+    read_fields,
+)
+from bezoar.intake.facts import WeightsFacts, facts
+from bezoar.intake.matching import load_into
+from bezoar.intake.weights import WeightsFile, check_finite, read_weights
+from bezoar.intake.writing import check_writable, write_weights
+from bezoar.networks.architectures import build_network
+
+__all__ = [
+    "LoadedModel",
+    "ModelDescription",
+    "WeightsFacts",
+    "WeightsFile",
+    "check_finite",
+    "check_writable",
+    "facts",
+    "load_into",
+    "load_model",
+    "read_description",
+    "read_weights",
+    "write_weights",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model ready to run.
+
+    Attributes:
+        classifier: the network in eval mode with its normalisation.
+        weights: the file as it was read; ``write_weights`` needs it.
+        description: complete, with the number of channels and one mean and std for each.
+        notices: full sentences on choices that were made while loading.
+    """
+
+    classifier: Classifier
+    weights: WeightsFile
+    description: ModelDescription
+    notices: tuple[str, ...] = ()
+
+
+def load_model(
+    source: ModelDescription | str | Path,
+    *,
+    device: str | torch.device | None = None,
+    **overrides: Any,
+) -> LoadedModel:
+    """Loads a model from its description, or from a file of weights and the same facts.
+
+    The number of classes and channels is read off the weights and passed to the architecture
+    function where it takes them and ``arguments`` does not say them. A ``file.py:function``
+    architecture runs that file's code, which is the caller's own choice; nothing from the file of
+    weights is ever executed.
+
+    Args:
+        source: a description, a ``.toml`` file with one, or a file of weights.
+        device: where the network goes; by default the accelerator, else the CPU.
+        **overrides: fields of ``ModelDescription`` that replace those of the source; None is "not
+            given".
+
+    Raises:
+        UnsafeFileError: the file of weights needs code to be executed.
+        InputError: anything else that does not fit; the message says what.
+    """
+    description, where = _described(source, overrides)
+    target = device if isinstance(device, torch.device) else resolve_device(device)
+    weights = read_weights(description.weights, entry=description.entry)
+    known = facts(weights)
+    channels = description.channels or known.input_channels
+    given = max(len(description.mean), len(description.std))
+    # Some networks rearrange pixels into channels before their first convolution.
+    if channels is None or (description.channels is None and channels > 4 and given > 1):
+        channels = given
+    description = msgspec.structs.replace(
+        description,
+        channels=channels,
+        mean=broadcast(description.mean, channels, "mean", where),
+        std=broadcast(description.std, channels, "std", where),
+    )
+    num_classes = description.arguments.get("num_classes", known.num_classes)
+    if description.classes is not None and num_classes not in (None, len(description.classes)):
+        raise InputError(
+            f"{where} names {len(description.classes)} classes, and the network in "
+            f"{weights.path} has {num_classes}; name every class once, in the order of the logits"
+        )
+    check_finite(weights)
+    network = build_network(
+        description.architecture,
+        description.arguments,
+        num_classes=known.num_classes,
+        channels=channels,
+    )
+    notices = weights.notices + load_into(network, weights)
+    network.to(target).eval()
+    classifier = Classifier(
+        network,
+        mean=description.mean,
+        std=description.std,
+        classes=description.classes,
+        input_size=description.height_and_width,
+    )
+    return LoadedModel(classifier, weights, description, notices)
+
+
+def _described(
+    source: ModelDescription | str | Path, overrides: dict[str, Any]
+) -> tuple[ModelDescription, str]:
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if isinstance(source, ModelDescription):
+        fields, where = msgspec.structs.asdict(source), "the model description"
+    elif Path(source).suffix.lower() == ".toml":
+        fields, where = read_fields(source), str(source)
+    elif not Path(source).is_file():
+        what = f"{source} is a folder" if Path(source).is_dir() else f"there is no file {source}"
+        raise InputError(f"{what}; give a model.toml or a file with weights")
+    else:
+        fields, where = {"weights": str(source)}, f"the description of {source}"
+    return describe({**fields, **given}, where), where

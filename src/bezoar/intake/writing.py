@@ -1,0 +1,140 @@
+"""Writing weights in the form of the file they came from, without ever losing a file."""
+
+from __future__ import annotations
+
+import copy
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bezoar.errors import InputError
+from bezoar.intake.matching import converted, matching_state
+from bezoar.intake.weights import SAFETENSORS, TORCH_ZIP, WeightsFile
+
+
+def check_writable(out: str | Path, source: WeightsFile) -> None:
+    """Finds out before expensive work whether ``write_weights`` could write to ``out``.
+
+    Raises:
+        InputError: ``out`` is the file that was read (under any name or link), a folder, or in a
+            folder that does not exist or cannot be written to.
+    """
+    target = Path(out)
+    if _is_same_file(target, source.path):
+        raise InputError(
+            f"{out} is the file that the weights came from; it is never overwritten, so give "
+            "another name"
+        )
+    if target.exists() and not target.is_file():
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise InputError(f"{out} is {what}; give the name of a file to write")
+    folder = _resolved(target).parent
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} does not exist; create it, or give another file")
+    # The rights alone do not tell: file systems can be read-only, and full.
+    probe = _beside(target)
+    try:
+        with probe.open("xb"):
+            pass
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def write_weights(source: WeightsFile, state: Mapping[str, Tensor], out: str | Path) -> None:
+    """Writes ``state`` with the keys, dtypes, container and further content of ``source``.
+
+    Args:
+        source: the file that was read; it is never overwritten.
+        state: name → tensor, with the names of the network (``network.state_dict()``).
+        out: the file to write; it appears complete or not at all.
+
+    Raises:
+        InputError: names or shapes differ from the source, a value does not fit the source's
+            number format, or ``out`` cannot be written.
+    """
+    check_writable(out, source)
+    own = matching_state(source, state)
+    tensors = _in_source_form(source, own)
+    target = _resolved(Path(out))
+    partial = _beside(target)
+    try:
+        if source.container == SAFETENSORS:
+            whole = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+            partial.touch(exist_ok=False)
+            safetensors.torch.save_file(whole, partial, metadata=dict(source.metadata) or None)
+        else:
+            with partial.open("xb") as stream:
+                torch.save(
+                    _rebuilt(source, tensors),
+                    stream,
+                    _use_new_zipfile_serialization=source.container == TORCH_ZIP,
+                )
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(target)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _cannot_write(out, error) from error
+    except RuntimeError as error:  # how torch's zip writer says that the disk is full
+        raise _cannot_write(out, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _in_source_form(source: WeightsFile, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Key in the file → tensor in the file's dtype; tensors that were one stay one."""
+    shared: dict[Any, Tensor] = {}
+    result = {}
+    for name, key in source.keys.items():
+        tensor, dtype = own[name], source.tensors[name].dtype
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, dtype)
+        if tensor.numel() == 0 or place not in shared:
+            shared[place] = converted(tensor, dtype, name).clone()
+        result[key] = shared[place]
+    return result
+
+
+def _rebuilt(source: WeightsFile, tensors: Mapping[str, Tensor]) -> Any:
+    """The source's tree with other tensors; only the dictionaries on the way are copied."""
+    root = copy.copy(source.document)
+    node = root
+    for part in source.nesting:
+        node[part] = copy.copy(node[part])
+        node = node[part]
+    for key, tensor in tensors.items():
+        if isinstance(node[key], torch.nn.Parameter):
+            tensor = torch.nn.Parameter(tensor, requires_grad=node[key].requires_grad)
+        node[key] = tensor
+    return root
+
+
+def _is_same_file(target: Path, source: Path) -> bool:
+    if _resolved(target) == _resolved(source):
+        return True
+    try:
+        return target.samefile(source)
+    except OSError:
+        return False
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _beside(target: Path) -> Path:
+    """A new name in the target's folder: a rename within one folder cannot be half done."""
+    return _resolved(target).parent / f".bezoar-{secrets.token_hex(8)}.part"
+
+
+def _cannot_write(out: str | Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    return InputError(
+        f"{out} cannot be written: {reason}; choose another folder or free some space"
+    )

@@ -1,0 +1,11 @@
+"""Methods that find and remove backdoors, one file each.
+
+Nothing here may import ``bezoar.attacks`` or ``bezoar.evaluation``: a method decides from clean
+images and from what it recovers itself.
+"""
+
+from bezoar.methods.fine_tuning import FineTuning
+from bezoar.methods.method import Evidence, Method, Needs, Repair, methods
+from bezoar.methods.tac import TAC
+
+__all__ = ["TAC", "Evidence", "FineTuning", "Method", "Needs", "Repair", "methods"]

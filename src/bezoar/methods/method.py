@@ -1,0 +1,109 @@
+"""What a method is: a configuration that inspects a classifier, repairs it, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+import msgspec
+from torch import Tensor
+
+from bezoar.classifier import Classifier
+from bezoar.errors import InputError
+from bezoar.images import ImageSet
+from bezoar.registry import Registry
+from bezoar.training import Progress, no_progress
+
+Needs = Literal["labelled images", "unlabelled images", "public images", "nothing"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a method saw, one number for each class; the verdict judges it.
+
+    Attributes:
+        method: the method's name.
+        statistic: what ``values`` are, in words.
+        values: one number for each class; unusually small means suspicious; infinite takes no part.
+        scores: studentised deviation from the other classes; negative is small.
+        p_values: probability under the null, corrected for having picked the smallest class.
+        null: the null in words.
+        carried: for each class, the share of held-out images of *other* classes that the recovered
+            perturbation carries into it; None where the method recovers none.
+        perturbations: the recovered perturbation of each class, or None.
+        record: everything else, JSON-able.
+    """
+
+    method: str
+    statistic: str
+    values: tuple[float, ...]
+    scores: tuple[float, ...]
+    p_values: tuple[float, ...]
+    null: str
+    carried: tuple[float, ...] | None = None
+    perturbations: Tensor | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A repaired classifier and the record of how it came about.
+
+    Attributes:
+        classifier: a new one; the one that was given is as it was.
+        record: what was decided and measured, JSON-able.
+    """
+
+    classifier: Classifier
+    record: dict[str, Any]
+
+
+class Method(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of every method. A subclass is registered by ``@methods.register(NAME)``.
+
+    Its fields are the hyper-parameters of its paper. It overrides ``remove``, and ``inspect`` where
+    the paper finds the target class. Neither can be given a trigger, a stamped image or test data:
+    there is no parameter for them.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    needs: ClassVar[Needs] = "labelled images"
+    layers: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    inspects: ClassVar[bool] = False
+
+    @classmethod
+    def published(cls) -> Self:
+        """The paper's settings to the letter."""
+        raise InputError(f"{cls.name} has no published preset")
+
+    def remove(
+        self,
+        classifier: Classifier,
+        clean: ImageSet,
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> Repair:
+        """Returns a repaired copy of ``classifier``."""
+        raise NotImplementedError
+
+    def inspect(
+        self,
+        classifier: Classifier,
+        clean: ImageSet,
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> Evidence:
+        """Returns a suspicion for each class."""
+        raise InputError(f"{self.name} removes backdoors and does not look for the target class")
+
+    def configuration(self) -> dict[str, Any]:
+        """The hyper-parameters as a plain record."""
+        return msgspec.to_builtins(self)  # type: ignore[no-any-return]  # a Struct gives a dict
+
+
+methods: Registry[type[Method]] = Registry("method")

@@ -1,0 +1,63 @@
+"""ResNets for small images (He et al. 2016, section 4.2): depth 6n + 2, global average pooling."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bezoar.networks import networks
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a projection shortcut where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Three stages of ``blocks`` basic blocks each."""
+
+    def __init__(self, blocks: int, widths: tuple[int, int, int], num_classes: int, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        stages: list[nn.Module] = []
+        inputs = widths[0]
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                stages.append(BasicBlock(inputs, width, 2 if stage and not block else 1))
+                inputs = width
+        self.layers = nn.Sequential(*stages)
+        self.fc = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (n, channels, h, w) to logits (n, num_classes)."""
+        h = self.layers(F.relu(self.bn1(self.conv1(x))))
+        return self.fc(h.mean((2, 3)))  # type: ignore[no-any-return]  # nn.Module calls are Any
+
+
+@networks.register("resnet-8")
+def resnet8(num_classes: int = 10, channels: int = 3, width: int = 32) -> nn.Module:
+    """One block a stage: the narrow network for CPUs (0.3 M parameters at width 32)."""
+    return ResNet(1, (width, 2 * width, 4 * width), num_classes, channels)
+
+
+@networks.register("resnet-20")
+def resnet20(num_classes: int = 10, channels: int = 3, width: int = 16) -> nn.Module:
+    """Three blocks a stage (0.27 M parameters)."""
+    return ResNet(3, (width, 2 * width, 4 * width), num_classes, channels)

@@ -1,0 +1,44 @@
+"""Records as files: JSON that every reader accepts, written beside and renamed."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from bezoar.errors import InputError
+
+
+def to_json(value: Any) -> Any:
+    """The same record with plain lists, and None for infinite and NaN numbers, as JSON needs it.
+
+    >>> to_json({"norms": (1.5, float("inf"))})
+    {'norms': [1.5, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside ``path`` and renames, so that no half file is ever there.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}; give a file in an existing folder "
+            "that you may write to"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

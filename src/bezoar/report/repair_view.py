@@ -1,0 +1,270 @@
+"""The record of a repair as the page shows it: outcome, accuracy, changes, the check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bezoar.report import fields, words
+from bezoar.report.charts import (
+    Bar,
+    Curve,
+    IntervalChart,
+    Scale,
+    Share,
+    Tick,
+    bars,
+    curve,
+    interval_chart,
+)
+from bezoar.report.scan_view import Figure, Scan, read_scan
+
+LARGEST_SHOWN = 12
+MOST_TENSORS = 300
+MOST_CURVES = 24
+
+_MEASURES = (
+    ("acc", "ACC", "clean accuracy"),
+    ("asr", "ASR", "attack success rate"),
+    ("ra", "RA", "robust accuracy"),
+)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A share before and after the repair, on an axis from 0 to 100 %."""
+
+    short: str
+    name: str
+    before: Share
+    after: Share
+    x_before: float | None
+    x_after: float | None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The check with the true trigger, where it is known."""
+
+    name: str
+    description: str
+    rows: list[Moved]
+    ticks: list[Tick]
+    repaired: bool
+    der: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """Which method ran, why, and with which settings."""
+
+    title: str
+    paper: str
+    reason: str
+    settings: list[Figure]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A repair in words and pictures."""
+
+    title: str
+    state: str
+    outcome: str
+    scan: Scan | None
+    rescan: Scan | None
+    figures: list[Figure]
+    method: Method | None
+    accuracy: IntervalChart | None
+    drop: str
+    changes: list[Bar]
+    more_changes: list[Bar]
+    unlisted: int
+    curves: list[Curve]
+    attack: Attack | None
+    output: list[Figure]
+
+
+def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair | None:
+    """Reads the record of a repair; None where there is none."""
+    repair = fields.mapping(record)
+    if not repair:
+        return None
+    names_from = repair if fields.mapping(repair.get("model")) else (outer or {})
+    scan = read_scan(repair.get("scan"), names_from)
+    rescan = read_scan(repair.get("rescan"), names_from)
+    drop = fields.number(repair.get("accuracy_drop"))
+    most = fields.number(repair.get("max_accuracy_drop"))
+    written = repair.get("written") is True
+    by_force = written and repair.get("forced") is True and drop is not None and drop > (most or 0)
+    title = "Written by force" if by_force else "Repaired" if written else "Not written"
+    attack = read_attack(repair.get("attack"))
+    changes = _changes(repair.get("changes"))
+    return Repair(
+        title=title,
+        state="suspicious" if by_force or not written else rescan.state if rescan else "nothing",
+        outcome=_without_title(fields.text(repair.get("outcome"), 1000), title),
+        scan=scan,
+        rescan=rescan,
+        figures=_figures(repair, scan, rescan, drop, most, attack),
+        method=_method(repair.get("method")),
+        accuracy=_accuracy(repair, most),
+        drop=_drop_in_words(drop, most),
+        changes=changes[:LARGEST_SHOWN],
+        more_changes=changes[LARGEST_SHOWN:MOST_TENSORS],
+        unlisted=max(len(changes) - MOST_TENSORS, 0),
+        curves=_curves(repair.get("curves")),
+        attack=attack,
+        output=_output(repair.get("output")),
+    )
+
+
+def read_attack(record: Any) -> Attack | None:
+    """Reads ACC, ASR and RA with the true trigger, before and (where repaired) after."""
+    attack = fields.mapping(record)
+    before, after = fields.mapping(attack.get("before")), fields.mapping(attack.get("after"))
+    if not before and not after:
+        # The record of an evaluation of one model holds the shares themselves.
+        before = attack
+    axis = Scale(0.0, 1.0)
+    rows = []
+    for key, short, name in _MEASURES:
+        old, new = Share.read(before.get(key)), Share.read(after.get(key))
+        if old.value is None and new.value is None:
+            continue
+        rows.append(
+            Moved(
+                short,
+                name,
+                old,
+                new,
+                *(None if share.value is None else axis.at(share.value) for share in (old, new)),
+            )
+        )
+    if not rows:
+        return None
+    return Attack(
+        name=fields.text(attack.get("name")),
+        description=fields.text(attack.get("description")),
+        rows=rows,
+        ticks=axis.ticks(as_percent=True),
+        repaired=bool(after),
+        der=words.percent(fields.number(attack.get("der"))),
+    )
+
+
+def _figures(
+    repair: Mapping[str, Any],
+    scan: Scan | None,
+    rescan: Scan | None,
+    drop: float | None,
+    most: float | None,
+    attack: Attack | None,
+) -> list[Figure]:
+    before, after = _accuracies(repair)
+    figures = []
+    if before.value is not None or after.value is not None:
+        note = f"95 % interval {after.interval}" if after.interval else ""
+        figures.append(Figure("Accuracy", _arrow(before.words, after.words), note))
+    if drop is not None:
+        allowed = "" if most is None else f"at most {words.points(most)} allowed"
+        figures.append(Figure("Accuracy lost", words.points(drop), allowed))
+    agreement = Share.read(repair.get("agreement"))
+    if agreement.value is not None:
+        figures.append(Figure("Agreement", agreement.words, "same answer before and after"))
+    if attack:
+        for row in attack.rows:
+            if row.short == "ASR":
+                success = _arrow(row.before.words, row.after.words)
+                figures.append(Figure("Attack success", success, "with the true trigger"))
+    if scan and scan.smallest_p != words.DASH:
+        value = _arrow(scan.smallest_p, rescan.smallest_p) if rescan else scan.smallest_p
+        figures.append(Figure("Smallest p-value", value, "of the scan"))
+    return figures
+
+
+def _without_title(outcome: str, title: str) -> str:
+    """The outcome without the word it begins with where the heading above it says that already."""
+    rest = outcome.removeprefix(f"{title}: ")
+    return rest[:1].upper() + rest[1:]
+
+
+def _accuracies(repair: Mapping[str, Any]) -> tuple[Share, Share]:
+    before, after = (fields.mapping(repair.get(when)) for when in ("before", "after"))
+    return Share.read(before.get("accuracy")), Share.read(after.get("accuracy"))
+
+
+def _arrow(before: str, after: str) -> str:
+    return f"{before} → {after}"
+
+
+def _accuracy(repair: Mapping[str, Any], most: float | None) -> IntervalChart | None:
+    before, after = _accuracies(repair)
+    shares = [("Accuracy before", before), ("Accuracy after", after)]
+    agreement = Share.read(repair.get("agreement"))
+    if agreement.value is not None:
+        shares.append(("Agreement", agreement))
+    limit = None
+    if before.value is not None and most is not None and 0 <= before.value - most <= 1:
+        limit = before.value - most
+    if before.value is None and after.value is None:
+        shares = shares[2:]
+    return interval_chart(shares, limit=limit, limit_rows=2)
+
+
+def _drop_in_words(drop: float | None, most: float | None) -> str:
+    if drop is None:
+        return ""
+    verb = "gained" if drop < 0 else "lost"
+    told = f"The repair {verb} {words.points(abs(drop))} of accuracy"
+    return told + ("." if most is None else f"; {words.points(most)} were allowed.")
+
+
+def _changes(record: Any) -> list[Bar]:
+    rows: list[tuple[str, str, float | None]] = []
+    for item in map(fields.mapping, fields.items(record)):
+        shape = words.TIMES.join(words.count(size) for size in fields.numbers(item.get("shape")))
+        name = fields.text(item.get("tensor"), 120) or "unnamed tensor"
+        rows.append((name, shape, fields.number(item.get("relative_change"))))
+    rows.sort(key=lambda row: -1.0 if row[2] is None else row[2], reverse=True)
+    return bars(rows)
+
+
+def _curves(record: Any) -> list[Curve]:
+    found = [
+        curve(
+            fields.text(item.get("name"), 80) or "curve",
+            fields.text(item.get("x_name"), 40),
+            fields.numbers(item.get("x")),
+            fields.numbers(item.get("y")),
+        )
+        for item in map(fields.mapping, fields.items(record)[:MOST_CURVES])
+    ]
+    return [item for item in found if item is not None]
+
+
+def _method(record: Any) -> Method | None:
+    method = fields.mapping(record)
+    if not method:
+        return None
+    settings = [
+        Figure(fields.text(key, 80), fields.block(value, 200) or words.DASH)
+        for key, value in fields.mapping(method.get("configuration")).items()
+    ]
+    title, name = fields.text(method.get("title")), fields.text(method.get("name"))
+    return Method(
+        title=f"{title} ({name})" if title and name else title or name,
+        paper=fields.text(method.get("paper")),
+        reason=fields.text(method.get("reason")),
+        settings=settings,
+    )
+
+
+def _output(record: Any) -> list[Figure]:
+    output = fields.mapping(record)
+    pairs = (
+        ("Repaired file", output.get("file")),
+        ("SHA-256 of the repaired file", output.get("sha256")),
+    )
+    return [Figure(label, shown) for label, value in pairs if (shown := fields.text(value))]

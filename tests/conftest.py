@@ -1,0 +1,61 @@
+"""Fixtures: a planted digits model and its clean twin, trained once a run in seconds."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from bezoar import networks
+from bezoar.attacks import Attack, BadNets
+from bezoar.classifier import Classifier
+from bezoar.demo import DIGITS_RECIPE, load_digits
+from bezoar.images import ImageSet
+from bezoar.training import fit
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with real images and third-party checkpoints."""
+    folder = os.environ.get("BEZOAR_DATA")
+    if not folder:
+        pytest.skip("BEZOAR_DATA is not set: the folder with real images and checkpoints")
+    return Path(folder)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A backdoored network, its clean twin, the attack, and the three sets of images."""
+
+    planted: Classifier
+    twin: Classifier
+    attack: Attack
+    train: ImageSet
+    clean: ImageSet
+    test: ImageSet
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    torch.set_num_threads(1)
+    train, clean, test = load_digits(seed=11)
+    attack = BadNets(target=4, size=2)
+    models = []
+    for images in (attack.poison(train, 0.1, seed=11).images, train):
+        torch.manual_seed(11)
+        classifier = Classifier(networks.build("small-cnn"), mean=0.3, std=0.35)
+        fit(classifier, images, DIGITS_RECIPE, seed=11)
+        models.append(classifier)
+    return Digits(models[0], models[1], attack, train, clean, test)

@@ -1,0 +1,297 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bezoar import networks
+from bezoar.classifier import Classifier
+from bezoar.errors import InputError
+from bezoar.images import ImageSet
+
+SHAPE = (3, 16, 16)
+
+
+def body(features: int = 6) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, features, 3, padding=1), nn.BatchNorm2d(features), nn.ReLU()
+    )
+
+
+class Pooled(nn.Module):
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.body, self.head = body(), head
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Wrapper(nn.Module):
+    """Calls another network, as data-parallel and ensemble wrappers do."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Functional(nn.Module):
+    """Applies the head as a function of a parameter, without an ``nn.Linear``."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = body()
+        self.weight = nn.Parameter(torch.randn(5, 6))
+        self.bias = nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        return F.linear(self.body(x).mean((2, 3)), self.weight, bias=self.bias)
+
+
+class Convolutional(nn.Module):
+    """The head is a 1x1 convolution, before or after the average pooling."""
+
+    def __init__(self, pool_first: bool):
+        super().__init__()
+        self.body, self.head, self.pool_first = body(), nn.Conv2d(6, 5, 1), pool_first
+
+    def forward(self, x):
+        h = self.body(x)
+        if self.pool_first:
+            return self.head(h.mean((2, 3), keepdim=True)).flatten(1)
+        return self.head(h).mean((2, 3))
+
+
+class AfterSoftmax(nn.Module):
+    def __init__(self, log: bool):
+        super().__init__()
+        self.net, self.log = Pooled(nn.Linear(6, 5)), log
+
+    def forward(self, x):
+        return F.log_softmax(self.net(x), 1) if self.log else F.softmax(self.net(x), 1)
+
+
+NETWORKS = {
+    "linear": lambda: Pooled(nn.Linear(6, 5)),
+    "no bias": lambda: Pooled(nn.Linear(6, 5, bias=False)),
+    "two linear layers": lambda: Pooled(
+        nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5))
+    ),
+    "dropout before it": lambda: Pooled(nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 5))),
+    "through two wrappers": lambda: Wrapper(Wrapper(Pooled(nn.Linear(6, 5)))),
+    "flattened without pooling": lambda: nn.Sequential(
+        body(2), nn.Flatten(), nn.Linear(2 * 256, 5)
+    ),
+    "functional": Functional,
+    "1x1 convolution after pooling": lambda: Convolutional(True),
+    "1x1 convolution before pooling": lambda: Convolutional(False),
+    "log softmax after it": lambda: AfterSoftmax(True),
+    **{name: lambda name=name: networks.build(name, num_classes=5) for name in ("resnet-8",)},
+}
+
+
+def make(network: nn.Module) -> Classifier:
+    return Classifier(network, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_head_and_features_reproduce_the_logits(kind):
+    torch.manual_seed(0)
+    size = 32 if kind == "resnet-8" else 16
+    classifier = make(NETWORKS[kind]()).trace((3, size, size))
+    images = torch.rand(4, 3, size, size)
+    weight, bias = classifier.head
+    with classifier.evaluating(), torch.no_grad():
+        features = classifier.features(images)
+        logits = classifier(images)
+    assert classifier.num_classes == 5
+    assert features.shape == (4, weight.shape[1])
+    gap = features @ weight.T + bias - logits
+    # After a log-softmax the rows differ by a constant; nothing else may differ.
+    assert torch.allclose(gap, gap[:, :1].expand_as(gap), atol=1e-5)
+    if "softmax" not in kind:
+        assert torch.allclose(gap, torch.zeros_like(gap), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_shift_of_the_features_moves_the_logits_by_the_head(kind):
+    torch.manual_seed(1)
+    size = 32 if kind == "resnet-8" else 16
+    classifier = make(NETWORKS[kind]()).trace((3, size, size))
+    images = torch.rand(4, 3, size, size)
+    weight, _ = classifier.head
+    for shift in (torch.randn(weight.shape[1]), torch.randn(4, weight.shape[1])):
+        with classifier.evaluating(), torch.no_grad():
+            moved = classifier.logits_with_shift(images, shift) - classifier(images)
+        expected = (shift @ weight.T).expand(4, -1)
+        gap = moved - expected
+        assert torch.allclose(gap, gap[:, :1].expand_as(gap), atol=1e-4)
+
+
+def test_outputs_are_bit_identical_to_the_users_network():
+    torch.manual_seed(2)
+    network = NETWORKS["resnet-8"]()
+    classifier = make(network)
+    images = torch.rand(4, 3, 32, 32)
+    mean, std = torch.tensor((0.4, 0.5, 0.6)), torch.tensor((0.2, 0.3, 0.4))
+    network.eval()
+    normalised = (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    assert torch.equal(classifier(images), network(normalised))
+    classifier.trace((3, 32, 32))
+    classifier.features(images)
+    assert torch.equal(classifier(images), network(normalised))
+
+
+def hooks_of(network: nn.Module) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in network.modules()
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_users_network_is_left_as_it_was(training):
+    torch.manual_seed(3)
+    network = NETWORKS["dropout before it"]()
+    network.train(training)
+    network.body[1].train(not training)  # a mixed state must survive, too
+    flags = [module.training for module in network.modules()]
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    classifier = make(network)
+    classifier.trace(SHAPE)
+    images = ImageSet.from_arrays(torch.randint(0, 256, (7, *SHAPE), dtype=torch.uint8))
+    classifier.logits(images, batch_size=3)
+    logits, features = classifier.survey(images, batch_size=3)
+    classifier.split("body")
+    assert logits.shape == (7, 5)
+    assert features.shape == (7, 6)
+    assert [module.training for module in network.modules()] == flags
+    assert hooks_of(network) == 0
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+class Breaks(nn.Module):
+    """Raises on its second forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.calls = Pooled(nn.Linear(6, 5)), 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > 1:
+            raise RuntimeError("out of order")
+        return self.net(x)
+
+
+def test_nothing_is_left_behind_after_an_exception():
+    network = Breaks()
+    network.train()
+    classifier = make(network).trace(SHAPE)
+    images = ImageSet.from_arrays(torch.zeros((2, *SHAPE), dtype=torch.uint8))
+    for call in (
+        lambda: classifier.logits(images),
+        lambda: classifier.survey(images),
+        lambda: classifier.features(torch.zeros(2, *SHAPE)),
+        lambda: classifier.split("net"),
+    ):
+        with pytest.raises(RuntimeError, match="out of order"):
+            call()
+    assert network.training and network.net.training
+    assert hooks_of(network) == 0
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_split_cuts_where_the_layer_cuts():
+    torch.manual_seed(4)
+    classifier = make(networks.build("wrn-16-1", num_classes=5)).trace((3, 32, 32))
+    images = torch.rand(3, 3, 32, 32)
+    halves = classifier.split("layers.2")
+    with classifier.evaluating(), torch.no_grad():
+        activations = halves.front(images)
+        assert activations.shape == (3, 32, 16, 16)
+        assert torch.allclose(halves.back(activations), classifier(images), atol=1e-5)
+        assert not torch.allclose(halves.back(activations * 0), classifier(images))
+
+
+def test_split_refuses_a_layer_with_a_way_around_it():
+    classifier = make(networks.build("wrn-16-1", num_classes=5)).trace((3, 32, 32))
+    with pytest.raises(InputError, match="passes around it"):
+        classifier.split("layers.1.conv1")
+    with pytest.raises(InputError, match="no module 'nope'"):
+        classifier.split("nope")
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda: AfterSoftmax(False), "softmax"),
+        (lambda: nn.Sequential(body(5), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "no linear layer"),
+        (lambda: Pooled(nn.Sequential(nn.Linear(6, 5), nn.ReLU())), "other operations follow"),
+        (lambda: Pooled(nn.Identity()), "no linear layer"),
+        (lambda: body(), "expected logits of shape"),
+        (
+            lambda: Pooled(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))),
+            "parametrisation",
+        ),
+    ],
+)
+def test_a_network_without_a_linear_head_is_named(network, message):
+    with pytest.raises(InputError, match=message):
+        make(network()).trace(SHAPE)
+
+
+def test_a_wrong_image_size_is_one_sentence():
+    classifier = make(NETWORKS["flattened without pooling"]())
+    with pytest.raises(InputError, match="cannot take images of 3x20x20"):
+        classifier.trace((3, 20, 20))
+    fixed = Classifier(NETWORKS["linear"](), mean=0.0, std=1.0, input_size=(16, 16))
+    with pytest.raises(InputError, match="20x20 and the network takes 16x16"):
+        fixed.trace((3, 20, 20))
+    with pytest.raises(InputError, match="1 channel"):
+        make(NETWORKS["linear"]()).trace((1, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": 0, "std": 0}, "greater than 0"),
+        ({"mean": float("nan"), "std": 1}, "finite"),
+        ({"mean": "a", "std": 1}, "expected numbers"),
+        ({"mean": (1, 2, 3), "std": (1, 2)}, "mean has 3 values and std 2"),
+    ],
+)
+def test_a_broken_normalisation_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Classifier(nn.Identity(), **arguments)
+
+
+def test_class_names_must_match_the_logits():
+    classifier = Classifier(NETWORKS["linear"](), mean=0, std=1, classes=["a", "b"])
+    with pytest.raises(InputError, match="2 class names were given and the network has 5"):
+        classifier.trace(SHAPE)
+
+
+def test_weights_that_are_not_numbers_are_refused():
+    network = NETWORKS["linear"]()
+    nn.init.constant_(network.head.weight, float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        make(network).trace(SHAPE)
+
+
+def test_head_works_from_the_input_size_alone_and_says_when_it_cannot():
+    sized = Classifier(NETWORKS["linear"](), mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(16, 16))
+    assert sized.head.weight.shape == (5, 6)
+    with pytest.raises(InputError, match="input size is not known"):
+        make(NETWORKS["linear"]()).head  # noqa: B018 (the property is the call under test)
+
+
+def test_a_copy_is_independent():
+    classifier = make(NETWORKS["linear"]()).trace(SHAPE)
+    twin = classifier.copy()
+    with torch.no_grad():
+        twin.network.head.weight.add_(1.0)
+    assert not torch.equal(twin.head.weight, classifier.head.weight)

@@ -1,0 +1,84 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bezoar.errors import InputError
+from bezoar.statistics import critical_score, critical_value, small_outliers, student_t_cdf
+
+
+@given(st.floats(-50, 50), st.integers(1, 2000))
+def test_student_t_cdf_equals_scipy(t, degrees):
+    assert student_t_cdf(t, degrees) == pytest.approx(
+        scipy.stats.t.cdf(t, degrees), rel=1e-9, abs=1e-300
+    )
+
+
+def test_scores_equal_the_plain_leave_one_out_formula():
+    values = np.random.default_rng(0).normal(5, 2, 17)
+    outliers = small_outliers(values.tolist())
+    for k in range(17):
+        others = np.delete(values, k)
+        t = (values[k] - others.mean()) / (others.std(ddof=1) * math.sqrt(1 + 1 / 16))
+        assert outliers.scores[k] == pytest.approx(t)
+        assert outliers.p_values[k] == pytest.approx(min(1, 17 * scipy.stats.t.cdf(t, 15)))
+
+
+@pytest.mark.parametrize("classes", [5, 10, 43, 200])
+def test_false_alarms_on_normal_values_stay_at_the_level(classes):
+    generator = np.random.default_rng(1)
+    alarms = sum(
+        min(small_outliers(generator.normal(4, 1, classes).tolist()).p_values) < 0.05
+        for _ in range(2000)
+    )
+    # 2,000 draws at 5 %: one standard deviation is 0.5 points, four of them 2.
+    assert 0.03 < alarms / 2000 < 0.07
+
+
+def test_two_mads_would_alarm_on_a_third_of_clean_models():
+    generator = np.random.default_rng(2)
+    draws = generator.normal(4, 1, (2000, 10))
+    median = np.median(draws, axis=1, keepdims=True)
+    mad = 1.4826 * np.median(abs(draws - median), axis=1)
+    assert ((median[:, 0] - draws.min(1)) / mad > 2).mean() > 0.25
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01])
+def test_critical_value_is_where_the_p_value_crosses_the_level(level):
+    values = [3.0, 5.0, 5.5, 4.8, 5.2, 4.9, 5.1]
+    edge = critical_value(values, 0, level)
+    for gap, outlier in ((-1e-6, True), (1e-6, False)):
+        p = small_outliers([edge + gap, *values[1:]]).p_values[0]
+        assert (p < level) is outlier
+
+
+def test_infinite_values_take_no_part():
+    with_infinite = small_outliers([1.0, math.inf, 5.0, 5.1, 4.9, math.nan, 5.2])
+    without = small_outliers([1.0, 5.0, 5.1, 4.9, 5.2])
+    assert with_infinite.p_values[1] == 1 and math.isnan(with_infinite.scores[5])
+    assert with_infinite.scores[0] == pytest.approx(without.scores[0])
+
+
+def test_too_few_classes_and_equal_values_never_alarm():
+    assert set(small_outliers([1.0, 9.0, 9.0]).p_values) == {1.0}
+    equal = small_outliers([0.3] * 10)
+    assert set(equal.p_values) == {1.0} and set(equal.scores) == {0.0}
+    lone = small_outliers([0.1] + [0.3] * 9)
+    assert lone.scores[0] == -math.inf and lone.p_values[0] == 0
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=50), st.floats(0.01, 100))
+def test_scale_and_shift_change_nothing(values, scale):
+    if np.ptp(values) < 1e-3:
+        return
+    first = small_outliers(values)
+    second = small_outliers([scale * v for v in values])
+    assert first.p_values == pytest.approx(second.p_values, rel=1e-5, abs=1e-12)
+
+
+def test_critical_score_needs_enough_values():
+    with pytest.raises(InputError, match="at least 4"):
+        critical_score(3, 0.05)
