@@ -4,7 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from bezoar import networks
@@ -59,3 +61,24 @@ def digits() -> Digits:
         fit(classifier, images, DIGITS_RECIPE, seed=11)
         models.append(classifier)
     return Digits(models[0], models[1], attack, train, clean, test)
+
+
+@pytest.fixture(scope="session")
+def model_files(digits, tmp_path_factory) -> Path:
+    """The digits models and images as files, as a user has them; tests write elsewhere."""
+    folder = tmp_path_factory.mktemp("model-files")
+    for name, classifier in (("planted", digits.planted), ("twin", digits.twin)):
+        state = classifier.network.state_dict()
+        safetensors.torch.save_file(state, folder / f"{name}.safetensors", metadata={"by": "us"})
+        (folder / f"{name}.toml").write_text(
+            f'architecture = "bezoar:small-cnn"\nweights = "{name}.safetensors"\n'
+            "input_size = [8, 8]\nmean = [0.3]\nstd = [0.35]\n"
+        )
+        halved = {
+            f"module.{key}": value.half() if value.is_floating_point() else value
+            for key, value in state.items()
+        }
+        torch.save({"epoch": 15, "state_dict": halved, "loss": [1.5]}, folder / f"{name}.pt")
+    for name, images in (("clean", digits.clean), ("test", digits.test)):
+        np.savez(folder / name, images=images.images.numpy(), labels=images.labels.numpy())
+    return folder

@@ -12,9 +12,7 @@ SHAPE = (3, 16, 16)
 
 
 def body(features: int = 6) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, features, 3, padding=1), nn.BatchNorm2d(features), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(3, features, 3, padding=1), nn.BatchNorm2d(features), nn.ReLU())
 
 
 class Pooled(nn.Module):
@@ -76,9 +74,7 @@ class AfterSoftmax(nn.Module):
 NETWORKS = {
     "linear": lambda: Pooled(nn.Linear(6, 5)),
     "no bias": lambda: Pooled(nn.Linear(6, 5, bias=False)),
-    "two linear layers": lambda: Pooled(
-        nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5))
-    ),
+    "two linear layers": lambda: Pooled(nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5))),
     "dropout before it": lambda: Pooled(nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 5))),
     "through two wrappers": lambda: Wrapper(Wrapper(Pooled(nn.Linear(6, 5)))),
     "flattened without pooling": lambda: nn.Sequential(
@@ -146,8 +142,7 @@ def test_outputs_are_bit_identical_to_the_users_network():
 
 def hooks_of(network: nn.Module) -> int:
     return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        for module in network.modules()
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules()
     )
 
 

@@ -1,3 +1,5 @@
+"""Runs the command line as ``python -m bezoar``."""
+
 from bezoar.cli import main
 
 main()

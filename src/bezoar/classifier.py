@@ -319,8 +319,8 @@ class Classifier:
         wanted = max(len(self.mean), len(self.std))
         if wanted > 1 and channels != wanted:
             raise InputError(
-                f"the images have {channels} channel(s) and the normalisation {wanted}; give images "
-                f"with {wanted} channels"
+                f"the images have {channels} channel(s) and the normalisation {wanted}; give "
+                f"images with {wanted} channels"
             )
         if self.input_size is not None and (height, width) != tuple(self.input_size):
             raise InputError(
@@ -347,8 +347,10 @@ class Classifier:
                 raise InputError(f"the final linear layer {name!r} runs {uses} times in one pass")
             return name, averaged
         last = parameters.get(id(calls[-1].weight), "a computed weight") if calls else None
-        found = f"the last linear layer is {last!r}, and other operations follow it" if last else (
-            "there is no linear layer and no 1x1 convolution in it"
+        found = (
+            f"the last linear layer is {last!r}, and other operations follow it"
+            if last
+            else ("there is no linear layer and no 1x1 convolution in it")
         )
         raise InputError(
             f"the network has no final linear layer whose output are the logits: {found}; "
@@ -442,9 +444,7 @@ class _LinearCalls(TorchFunctionMode):
         super().__init__()
         self.calls: list[_LinearCall] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         weight = _linear_weight(func, args, kwargs or {})
         if weight is not None:
@@ -460,9 +460,7 @@ class _HeadInput(TorchFunctionMode):
         self.weight = weight
         self.edit = edit
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _linear_weight(func, args, kwargs) is self.weight:
             if args:

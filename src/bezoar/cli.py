@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 OK, FOUND, UNUSABLE = 0, 1, 2
 
-Positional = tyro.conf.Positional
-
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
@@ -45,6 +43,10 @@ class Common:
     seed: int = 0
     device: str | None = None
     quiet: bool = False
+
+    @property
+    def _silent(self) -> bool:
+        return self.quiet or self.json == "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class Images:
     Attributes:
         images: a folder with one sub-folder per class, a flat folder, a parquet file or an .npz.
         resize: none refuses images of another size; stretch and crop make them fit.
-        limit: take at most so many images, the first ones of each class in turn; by default all.
+        limit: draw at most so many images, in equal shares of each class; by default all.
     """
 
     images: str
@@ -96,11 +98,17 @@ class Demo(Common):
 
     def run(self) -> int:
         """Runs the demo."""
+        import torch
+
         from bezoar import demo
         from bezoar.device import resolve_device
 
         device = resolve_device(self.device)
-        with _progress(self.quiet or self.json == "-") as progress:
+        torch.set_num_threads(1)  # sharing out 8x8 images costs more than it saves
+        # The demo makes its own folder, and the JSON may lie in it.
+        if self.json and Path(self.json).parent != self.out:
+            _check_outputs(self.json)
+        with _progress(self._silent) as progress:
             record, page = demo.run(
                 self.out, seed=self.seed, device=device, progress=progress, command=_command()
             )
@@ -115,10 +123,6 @@ class Demo(Common):
             webbrowser.open(page.resolve().as_uri())
         return OK
 
-    @property
-    def _silent(self) -> bool:
-        return self.quiet or self.json == "-"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(Common, Model):
@@ -128,15 +132,27 @@ class Inspect(Common, Model):
         model: a weights file, or a model.toml.
     """
 
-    model: Positional[Path]
+    model: tyro.conf.Positional[Path]
 
     def run(self) -> int:
         """Prints what the file holds; with an architecture, also whether they fit together."""
+        import msgspec
+
         from bezoar import intake
 
-        record = intake.inspect(self.model, **_given(self))
+        _check_outputs(self.json, inputs=(self.model,))
+        if self.model.suffix.lower() == ".toml" or self.architecture:
+            loaded = intake.load_model(self.model, device=self.device, **_given(self))
+            weights, fits = loaded.weights, True
+            _check_outputs(self.json, inputs=(weights.path,))
+        else:
+            weights, fits = intake.read_weights(self.model), None
+        record = {"kind": "inspect", **msgspec.to_builtins(intake.facts(weights))}
+        if fits:
+            record["architecture"] = loaded.description.architecture
+            record["notices"] = [*record["notices"], *loaded.notices]
         _write_json(self.json, record)
-        if not (self.quiet or self.json == "-"):
+        if not self._silent:
             _print_facts(record)
         return OK
 
@@ -153,7 +169,7 @@ class Scan(Common, Model, Images):
         fail_on: the mildest verdict that gives exit code 1.
     """
 
-    model: Positional[Path]
+    model: tyro.conf.Positional[Path]
     report: Path | None = None
     fail_on: Literal["suspicious", "found", "never"] = "suspicious"
 
@@ -161,16 +177,15 @@ class Scan(Common, Model, Images):
         """Runs the scan."""
         from bezoar import pipeline
 
-        _check_outputs(self.report, self.json)
-        loaded, images = _load(self, self)
-        with _progress(self.quiet or self.json == "-") as progress:
+        loaded, images = _load(self, self, outputs=(self.report, self.json))
+        with _progress(self._silent) as progress:
             finding = pipeline.scan(loaded.classifier, images, seed=self.seed, progress=progress)
         record = finding.record | {"command": _command()}
         _add_sources(record, loaded, self.images)
         if self.report:
             _write_report(self.report, record, images, loaded, finding.suspects)
         _write_json(self.json, record)
-        if not (self.quiet or self.json == "-"):
+        if not (self._silent):
             _print_scan(record)
             if self.report:
                 print(f"Report: {self.report}")
@@ -196,7 +211,7 @@ class Clean(Common, Model, Images):
         report: write the HTML report to this file; by default beside the output.
     """
 
-    model: Positional[Path]
+    model: tyro.conf.Positional[Path]
     out: Path
     method: str = "auto"
     preset: Literal["default", "published"] = "default"
@@ -210,11 +225,14 @@ class Clean(Common, Model, Images):
         from bezoar import intake, pipeline
 
         report = self.report or self.out.with_name(f"{self.out.stem}.report.html")
-        _check_outputs(report, self.json)
+        if not 0 <= self.max_accuracy_drop <= 100:
+            raise InputError(
+                f"--max-accuracy-drop is {self.max_accuracy_drop:g}; expected points from 0 to 100"
+            )
         method = _method(self.method, self.preset, self.set)
-        loaded, images = _load(self, self)
+        loaded, images = _load(self, self, outputs=(self.out, report, self.json))
         intake.check_writable(self.out, loaded.weights)
-        with _progress(self.quiet or self.json == "-") as progress:
+        with _progress(self._silent) as progress:
             repair = pipeline.clean(
                 loaded.classifier,
                 images,
@@ -235,7 +253,7 @@ class Clean(Common, Model, Images):
             }
         _write_report(report, record, images, loaded, record["scan"]["suspects"])
         _write_json(self.json, record)
-        if not (self.quiet or self.json == "-"):
+        if not (self._silent):
             _print_scan(record["scan"])
             print(record["outcome"])
             print(f"Weights: {self.out}" if record["written"] else "No weights were written.")
@@ -253,7 +271,7 @@ class Evaluate(Common, Model, Images):
             stored-pattern:file=trigger.npy,target=5.
     """
 
-    model: Positional[Path]
+    model: tyro.conf.Positional[Path]
     trigger: str
 
     def run(self) -> int:
@@ -262,7 +280,7 @@ class Evaluate(Common, Model, Images):
         from bezoar.evaluation import evaluate
 
         attack = parse_attack(self.trigger)
-        loaded, images = _load(self, self)
+        loaded, images = _load(self, self, outputs=(self.json,))
         scores = evaluate(loaded.classifier, images, attack)
         record = {
             "kind": "evaluate",
@@ -271,7 +289,7 @@ class Evaluate(Common, Model, Images):
             "command": _command(),
         }
         _write_json(self.json, record)
-        if not (self.quiet or self.json == "-"):
+        if not (self._silent):
             for name, rate in scores.intervals.items():
                 print(
                     f"{name.upper()}  {100 * rate.value:5.1f} %   "
@@ -290,16 +308,20 @@ class Methods:
         quiet: no list on the screen.
     """
 
-    name: Positional[str | None] = None
+    name: tyro.conf.Positional[str | None] = None
     json: str | None = None
     quiet: bool = False
+
+    @property
+    def _silent(self) -> bool:
+        return self.quiet or self.json == "-"
 
     def run(self) -> int:
         """Lists the methods."""
         from bezoar.methods import methods
 
         names = [self.name] if self.name else methods.names()
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name in names:
             kind = methods.get(name)
             rows.append(
@@ -315,7 +337,7 @@ class Methods:
                 }
             )
         _write_json(self.json, {"kind": "methods", "methods": rows})
-        if not (self.quiet or self.json == "-"):
+        if not (self._silent):
             for row in rows:
                 print(f"{row['name']}: {row['title']}")
                 for key in ("paper", "needs", "layers", "cost", "finds the target class"):
@@ -353,9 +375,9 @@ def run(arguments: list[str] | None = None) -> int:
         print(f"bezoar {__version__}")
         return OK
     command = tyro.cli(
-        Command,  # type: ignore[arg-type]  # a union of dataclasses is what tyro documents
+        Command,
         prog="bezoar",
-        description="Find the backdoor in a trained image classifier, remove it, show the evidence.",
+        description="Find the backdoor in an image classifier, remove it, show the evidence.",
         args=given,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
@@ -365,7 +387,7 @@ def run(arguments: list[str] | None = None) -> int:
         print(f"bezoar: {error}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
-        print("bezoar: interrupted; nothing was written.", file=sys.stderr)
+        print("bezoar: interrupted; no file is half-written.", file=sys.stderr)
         return UNUSABLE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -380,17 +402,21 @@ def _given(model: Model) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names if getattr(model, name) is not None}
 
 
-def _load(model: Scan | Clean | Evaluate, source: Images) -> tuple[LoadedModel, ImageSet]:
+def _load(
+    model: Scan | Clean | Evaluate, source: Images, *, outputs: tuple[Path | str | None, ...]
+) -> tuple[LoadedModel, ImageSet]:
     from bezoar import intake
     from bezoar.device import resolve_device
     from bezoar.images import ImageSet
 
+    _check_outputs(*outputs, inputs=(model.model, source.images))
     if source.limit is not None and source.limit < 1:
         raise InputError(f"--limit is {source.limit}; expected at least 1")
     device = resolve_device(model.device)
     loaded = intake.load_model(model.model, device=device, **_given(model))
+    _check_outputs(*outputs, inputs=(loaded.weights.path,))
     classifier = loaded.classifier
-    with _progress(model.quiet or model.json == "-") as progress:
+    with _progress(model._silent) as progress:
         images = ImageSet.open(
             source.images,
             channels=loaded.description.channels,
@@ -400,7 +426,7 @@ def _load(model: Scan | Clean | Evaluate, source: Images) -> tuple[LoadedModel, 
             progress=lambda done, total: progress("reading images", done / max(total, 1)),
         )
     if source.limit is not None and source.limit < len(images):
-        images = images.first(source.limit)
+        images = images.sample(source.limit, seed=model.seed)
     return loaded, images
 
 
@@ -445,14 +471,34 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def _check_outputs(report: Path | None, json_file: str | None) -> None:
-    """An output that cannot be written should be known before the work, not after it."""
-    for path in (report, Path(json_file) if json_file not in (None, "-") else None):
-        if path is None:
+def _check_outputs(*outputs: Path | str | None, inputs: tuple[Path | str, ...] = ()) -> None:
+    """An output that cannot be written should be known before the work, not after it.
+
+    An output that would replace an input, or another output, counts as one.
+    """
+    taken = {
+        os.path.realpath(path): "is read by this command and never overwritten" for path in inputs
+    }
+    for output in outputs:
+        if output is None or output == "-":
             continue
-        folder = path.parent
-        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"{path} cannot be written; give a file in an existing, writable folder")
+        path = Path(output)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the name of a file to write")
+        if not path.parent.is_dir():
+            raise InputError(
+                f"{path} cannot be written: the folder {path.parent} does not exist; create it, or "
+                "give another file"
+            )
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(
+                f"{path} cannot be written: no files can be made in {path.parent}; give a file in "
+                "a folder that you may write to"
+            )
+        place = os.path.realpath(path)
+        if place in taken:
+            raise InputError(f"{path} {taken[place]}; give another name for the output")
+        taken[place] = "is given for two outputs"
 
 
 def _write_json(target: str | None, record: dict[str, Any]) -> None:
@@ -526,11 +572,11 @@ def _progress(quiet: bool) -> Iterator[Progress]:
 
 def _print_facts(record: dict[str, Any]) -> None:
     for key, value in record.items():
-        if key in ("kind",) or value in (None, [], {}):
+        if key == "kind" or value in (None, "", (), [], {}):
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{name}: {count}" for name, count in value.items())
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             value = ", ".join(map(str, value))
         print(f"{key.replace('_', ' ')}: {value}")
 

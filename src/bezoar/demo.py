@@ -27,7 +27,7 @@ from bezoar.evaluation import Scores, compare, evaluate
 from bezoar.images import ImageSet
 from bezoar.intake import read_weights, write_weights
 from bezoar.methods import TAC
-from bezoar.records import to_json, write_text
+from bezoar.records import to_json, write_bytes, write_text
 from bezoar.report.examples import examples
 from bezoar.training import Progress, Recipe, fit, no_progress
 
@@ -85,7 +85,7 @@ def run(
     twin = _train(train, seed, device, progress, "training its clean twin")
     files = {"backdoored": out / "backdoored.safetensors", "twin": out / "clean-twin.safetensors"}
     for name, classifier in (("backdoored", backdoored), ("twin", twin)):
-        safetensors.torch.save_file(classifier.network.state_dict(), files[name])
+        write_bytes(files[name], safetensors.torch.save(classifier.network.state_dict()))
     _write_description(out / "backdoored.toml", files["backdoored"])
     _write_description(out / "clean-twin.toml", files["twin"])
     _write_images(out / "clean.npz", clean)
@@ -144,7 +144,9 @@ def run(
     twin_finding.record["model"] |= {"file": files["twin"].name}
     page = out / "report.html"
     write_text(out / "record.json", json.dumps(to_json(record), indent=1) + "\n")
-    report.write(page, report.render(to_json(record), examples(backdoored, clean, finding.suspects)))
+    report.write(
+        page, report.render(to_json(record), examples(backdoored, clean, finding.suspects))
+    )
     return record, page
 
 
@@ -177,7 +179,9 @@ def _write_description(path: Path, weights: Path) -> None:
 
 def _write_images(path: Path, images: ImageSet) -> None:
     labels = images.require_labels("the demo")
-    np.savez_compressed(path, images=images.images.cpu().numpy(), labels=labels.cpu().numpy())
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images.images.cpu().numpy(), labels=labels.cpu().numpy())
+    write_bytes(path, buffer.getvalue())
 
 
 def _story(
@@ -193,7 +197,8 @@ def _story(
         f"Backdoored network: {finding.verdict.value} (suspected class: {suspects}).",
         f"Its clean twin: {twin.verdict.value}.",
         repair["outcome"],
-        f"The true trigger, on {len(test)} test images: it hijacked {100 * before.asr:.1f} % before "
-        f"and {100 * after.asr:.1f} % after the repair; accuracy {100 * before.acc:.1f} % before "
+        f"The true trigger, on {len(test)} test images: it hijacked {100 * before.asr:.1f} % "
+        f"before and {100 * after.asr:.1f} % after the repair; accuracy {100 * before.acc:.1f} % "
+        "before "
         f"and {100 * after.acc:.1f} % after.",
     ]

@@ -25,11 +25,12 @@ def resolve_device(name: str | None = None) -> torch.device:
         return torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" tensors exist and hold nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"device {name!r} cannot be used on this machine: {str(error).splitlines()[0]} "
-            "Use --device cpu, or leave it out."
+            f"device {name!r} cannot be used on this machine: {reason}; use --device cpu, or leave "
+            "it out"
         ) from error
     return device
 
@@ -41,7 +42,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     images per second on wide networks. Without that it is several times slower.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         cpuinfo = Path("/proc/cpuinfo")
         return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text(errors="replace")

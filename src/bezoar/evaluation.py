@@ -50,10 +50,12 @@ def evaluate(
     8 bits as in an image file.
 
     Raises:
-        InputError: no labels, no image of another class, or a target the network does not have.
+        InputError: no labels, a label or a target the network does not have, no image of another
+            class, or a trigger that does not fit the images.
     """
     labels = images.require_labels("evaluation")
     classifier.trace(images.shape)
+    images.class_counts(classifier.num_classes)
     if attack.target >= classifier.num_classes:
         raise InputError(
             f"the attack's target class is {attack.target} and the network has "
@@ -62,13 +64,13 @@ def evaluate(
     counted = attack.applies_to(labels)
     if not bool(counted.any()):
         raise InputError("every image is of the target class; ASR needs images of other classes")
-    clean_answers = classifier.logits(images, batch_size=batch_size).argmax(1).to(labels.device)
-    stamped_answers = []
+    stamped_answers = []  # first, because a trigger that does not fit shows at the first batch
     with classifier.evaluating(), torch.inference_mode():
         chosen = images.subset(torch.nonzero(counted).flatten())
         for batch, _ in chosen.batches(batch_size, device=classifier.device):
             stamped = (attack.stamp(batch) * 255).round().clamp(0, 255) / 255
             stamped_answers.append(classifier(stamped).argmax(1).to(labels.device))
+    clean_answers = classifier.logits(images, batch_size=batch_size).argmax(1).to(labels.device)
     answers, truth = torch.cat(stamped_answers), labels[counted]
     rates = {
         "acc": accuracy(clean_answers, labels),

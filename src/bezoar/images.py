@@ -288,6 +288,20 @@ class ImageSet:
             digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
+    def sample(self, count: int, *, seed: int) -> ImageSet:
+        """Draws ``count`` images so that every class keeps its share, or all if there are fewer."""
+        if count >= len(self):
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.zeros(len(self)) if self.labels is None else self.labels.cpu()
+        keys = torch.empty(len(self))
+        for label in torch.unique(labels):
+            members = torch.nonzero(labels == label).flatten()
+            ranks = torch.randperm(len(members), generator=generator)
+            # The i-th of m members at (i + 1/2) / m: cutting anywhere takes equal shares.
+            keys[members] = (ranks + 0.5) / len(members)
+        return self.subset(keys.argsort(stable=True)[:count].sort().values)
+
     def split(self, fraction: float, *, seed: int) -> tuple[ImageSet, ImageSet]:
         """Divides into two parts; the first gets ``fraction`` of every class (at random in it).
 

@@ -24,18 +24,16 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import TAC, Evidence, Method, Repair, methods
 from bezoar.metrics import accuracy, agreement
+from bezoar.power import power_sentence
 from bezoar.statistics import FEWEST_CLASSES, critical_value
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Judgement, Levels, Verdict, judge
 
-POWER = (
-    "Measured false-alarm rate and power are not stored yet."
-)
 HELD_OUT = 0.2  # share of the clean images that judge a repair and take no part in it
 
 NO_PROOF = (
-    "This is no proof that the model has no backdoor: the scan looks for one class that is too easy "
-    "to reach in the last layer, and some attacks do not show there."
+    "This is no proof that the model has no backdoor: the scan looks for one class that is too "
+    "easy to reach in the last layer, and some attacks do not show there."
 )
 
 
@@ -98,7 +96,7 @@ def scan(
         "ranking": list(judgement.ranking),
         "p_values": list(judgement.p_values),
         "levels": {"suspicious": levels.suspicious, "found": levels.found},
-        "power": POWER,
+        "power": f"{power_sentence()} {NO_PROOF}",
         "statistic": _statistic_record(evidence[0], levels),
         "evidence": [_evidence_record(item) for item in evidence],
         "skipped": [
@@ -170,10 +168,15 @@ def clean(
         suspect = finding.suspects[0]
         chosen = TAC(target_class=suspect)
         reason = (
-            f"The scan suspects class {classifier.classes[suspect]}; of the methods that are there, "
-            "TAC undoes a change of the last layer's input towards one class."
+            f"The scan suspects class {classifier.classes[suspect]}; of the methods that are "
+            "there, TAC undoes a change of the last layer's input towards one class."
         )
     fit_part, held_out = images.split(1 - HELD_OUT, seed=seed)
+    if not len(held_out):
+        raise InputError(
+            f"there are {len(images)} clean images, one of each class, and none is left to judge "
+            "the repair; give at least two images of each class"
+        )
     repair = chosen.remove(classifier, fit_part, seed=seed, progress=progress)
     truth = held_out.require_labels("cleaning").to(classifier.device)
     old = classifier.logits(held_out).argmax(1)
@@ -181,13 +184,18 @@ def clean(
     before, after = accuracy(old, truth), accuracy(new, truth)
     drop = before.value - after.value
     accepted = drop <= max_accuracy_drop + 1e-12
-    rescan = scan(repair.classifier, images, seed=seed)
+    try:
+        rescan = scan(repair.classifier, images, seed=seed)
+        again = f"A new scan of the repaired model says: {rescan.verdict.value}."
+    except InputError as error:  # the repair ruined the network; the gate says so, not an error
+        rescan = None
+        again = f"The repaired model could not be scanned again: {error}."
     limit = f"{100 * max_accuracy_drop:g} points"
     outcome = (
         f"{'Repaired' if accepted else 'Not accepted'}: accuracy {100 * before.value:.1f} % before "
         f"and {100 * after.value:.1f} % after, on {len(held_out)} held-out clean images "
         f"({'within' if accepted else 'beyond'} the limit of {limit}). "
-        f"A new scan of the repaired model says: {rescan.verdict.value}."
+        f"{again}"
     )
     return Repair(
         repair.classifier,
@@ -212,7 +220,7 @@ def clean(
             "changes": changes(classifier, repair.classifier),
             "curves": repair.record.get("curves", []),
             "repair": {key: value for key, value in repair.record.items() if key != "curves"},
-            "rescan": rescan.record,
+            "rescan": rescan and rescan.record,
             "seconds": {"total": time.perf_counter() - started},
         },
     )
@@ -233,8 +241,8 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
     for name, tensor in classifier.network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(
-                f"the network's tensor {name!r} holds values that are not finite numbers; the file is "
-                "damaged or its training diverged"
+                f"the network's tensor {name!r} holds values that are not finite numbers; the file "
+                "is damaged or its training diverged"
             )
     classifier.trace(clean.shape)
     count = classifier.num_classes
@@ -264,8 +272,8 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
     found = accuracy(classifier.logits(clean).argmax(1), clean.labels.to(classifier.device))
     if found.low <= 1 / count and found.value < 0.5:
         raise InputError(
-            f"the network answers {100 * found.value:.1f} % of the clean images with their label, no "
-            "better than chance; check the order of the classes, the mean and std, and that the "
+            f"the network answers {100 * found.value:.1f} % of the clean images with their label, "
+            "no better than chance; check the order of the classes, the mean and std, and that the "
             "images belong to this model"
         )
     if found.value < 0.5:
@@ -311,10 +319,12 @@ def describe(classifier: Classifier, images: ImageSet, seed: int) -> dict[str, A
 
 
 def changes(before: Classifier, after: Classifier) -> list[dict[str, Any]]:
-    """For each tensor of the state dict: ||new - old|| / ||old||, largest first."""
+    """For each changed tensor of the state dict: ||new - old|| / ||old||, largest first."""
     rows = []
     new_state = after.network.state_dict()
     for name, old in before.network.state_dict().items():
+        if not old.is_floating_point():
+            continue  # counters of batches say nothing
         gap = float((new_state[name].float() - old.float()).norm())
         size = float(old.float().norm())
         if gap:
@@ -331,15 +341,16 @@ def changes(before: Classifier, after: Classifier) -> list[dict[str, Any]]:
 def _sentence(judgement: Judgement, classes: Sequence[str], count: int) -> str:
     if judgement.verdict is Verdict.NOTHING_FOUND:
         return (
-            f"None of the {len(classes)} classes is unusually easy to reach with these {count} clean "
-            f"images. {NO_PROOF}"
+            f"None of the {len(classes)} classes is unusually easy to reach with these {count} "
+            f"clean images. {NO_PROOF}"
         )
     names = ", ".join(classes[k] for k in judgement.suspects)
     plural = "es" if len(judgement.suspects) > 1 else ""
     if judgement.verdict is Verdict.BACKDOOR_FOUND:
         return (
-            f"A small change of the last layer's input, the same for all images, carries almost every "
-            f"image into class{plural} {names}, and backdoor-free models hardly ever show one so small."
+            f"A small change of the last layer's input, the same for all images, carries almost "
+            f"every image into class{plural} {names}, and backdoor-free models hardly ever show "
+            "one so small."
         )
     return (
         f"Class{plural} {names} can be reached more easily than backdoor-free models show, without "

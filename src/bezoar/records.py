@@ -26,19 +26,30 @@ def to_json(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 beside ``path`` and renames, so that no half file is ever there.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes beside ``path`` and renames, so that no half file is ever there.
 
     Raises:
         InputError: nothing can be written there.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file in it")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written: {error.strerror or error}; give a file in an existing folder "
-            "that you may write to"
+            f"{path} cannot be written: {error.strerror or error}; give a file in an existing "
+            "folder that you may write to"
         ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -61,9 +61,9 @@ class Registry(Generic[T]):
         if name in self._things:
             return self._things[name]
         near = difflib.get_close_matches(name, self._things, n=1)
-        hint = f"perhaps you meant {near[0]!r} " if near else ""
+        hint = f"; perhaps you meant {near[0]!r}" if near else ""
         raise InputError(
-            f"there is no {self.kind} {name!r}; {hint}(known: {', '.join(sorted(self._things))})"
+            f"there is no {self.kind} {name!r}{hint} (known: {', '.join(sorted(self._things))})"
         )
 
     def _load_plugins(self) -> None:

@@ -6,8 +6,9 @@ SGD with momentum on a device-resident ``ImageSet``, batched augmentation on the
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -49,7 +50,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         crop_padding: pixels of random shift; 0 does not shift.
         flip: random horizontal flips; wrong for digits and signs.
         batch_norm: ``train`` normalises with each batch, ``eval`` keeps the running statistics.
-        label_smoothing: of the cross-entropy, in [0, 1).
         bfloat16: multiply in ``bfloat16`` where the processor does that faster.
     """
 
@@ -63,7 +63,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     crop_padding: int = 0
     flip: bool = False
     batch_norm: Literal["train", "eval"] = "train"
-    label_smoothing: float = 0.0
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +98,7 @@ def fit(
     loss: Loss = cross_entropy,
     parameters: Iterable[nn.Parameter] | None = None,
     validation: ImageSet | None = None,
+    before_epoch: Callable[[int], None] | None = None,
     progress: Progress = no_progress,
     what: str = "training",
 ) -> History:
@@ -112,12 +112,13 @@ def fit(
         loss: what is minimised.
         parameters: which ones train; by default all.
         validation: labelled images whose accuracy is recorded after each epoch (not timed).
+        before_epoch: called with the number of the epoch, from 0, before it begins.
         progress: called after each epoch.
         what: the name of this work for ``progress``.
 
     Raises:
-        InputError: no labels, or a label the network has no logit for.
-        ArithmeticError: the loss is no longer a finite number.
+        InputError: no labels, a label the network has no logit for, or the recipe let the loss
+            or the weights grow beyond all finite numbers.
     """
     labels = images.require_labels(what)
     network, device = classifier.network, classifier.device
@@ -140,17 +141,21 @@ def fit(
     steps_in_epoch = max(1, -(-len(images) // recipe.batch_size))
     total = recipe.epochs * steps_in_epoch
     step = 0
-    if device.type != "mps":
-        network.to(memory_format=torch.channels_last)
+    layout = {"memory_format": torch.channels_last} if device.type != "mps" else {}
+    network.to(**layout)  # type: ignore[call-overload]  # torch's stub lacks memory_format
     resident = images.to(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with forked, _requiring_gradients(trained):
         torch.manual_seed(seed)  # dropout and the like draw from the global generator
         for epoch in range(recipe.epochs):
             started = time.perf_counter()
+            if before_epoch is not None:
+                before_epoch(epoch)
             _set_mode(network, recipe)
             losses: list[Tensor] = []
             for batch, batch_labels in resident.batches(recipe.batch_size, generator=generator):
-                if len(batch) == 1 and recipe.batch_norm == "train" and step:
+                leftover = len(batch) == 1 < recipe.batch_size
+                if leftover and recipe.batch_norm == "train" and step:
                     continue  # batch statistics of one image are no statistics
                 assert batch_labels is not None  # noqa: S101 (require_labels above)
                 if recipe.crop_padding or recipe.flip:
@@ -172,19 +177,37 @@ def fit(
             mean_loss = float(torch.stack(losses).mean()) if losses else 0.0
             history.seconds += time.perf_counter() - started
             if mean_loss != mean_loss or mean_loss == float("inf"):
-                raise ArithmeticError(
-                    f"{what}: the loss is {mean_loss} in epoch {epoch + 1}; use a smaller learning "
-                    f"rate than {recipe.learning_rate}"
-                )
+                raise _diverged(what, f"the loss is {mean_loss} in epoch {epoch + 1}", recipe)
             history.loss.append(mean_loss)
             if validation is not None:
                 answers = classifier.logits(validation).argmax(1)
                 truth = validation.require_labels(what).to(answers.device)
                 history.accuracy.append(float((answers == truth).float().mean()))
             progress(what, (epoch + 1) / recipe.epochs)
-    network.to(memory_format=torch.contiguous_format)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
     network.eval()
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
+        raise _diverged(what, "the weights are not finite numbers after the last epoch", recipe)
     return history
+
+
+@contextlib.contextmanager
+def _requiring_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Networks that were loaded for inference often have their parameters frozen."""
+    flags = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def _diverged(what: str, how: str, recipe: Recipe) -> InputError:
+    return InputError(
+        f"{what} diverged: {how}; use a smaller learning rate than {recipe.learning_rate:g}"
+    )
 
 
 def _set_mode(network: nn.Module, recipe: Recipe) -> None:

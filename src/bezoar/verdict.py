@@ -78,8 +78,9 @@ def judge(
         witness = min(evidence, key=lambda e: e.p_values[k])
         reasons.append(
             f"Class {classes[k]}: {witness.statistic[0].lower()}{witness.statistic[1:]} is "
-            f"{witness.values[k]:.3g}, {-witness.scores[k]:.1f} standard deviations below the other "
-            f"classes (p = {_p(p_values[k])}, corrected for having picked the smallest of {count})."
+            f"{witness.values[k]:.3g}, {-witness.scores[k]:.1f} standard deviations below the "
+            f"other classes ({_p(p_values[k])}, corrected for having picked the smallest of "
+            f"{count})."
         )
         if witness.carried is None:
             continue
@@ -101,10 +102,10 @@ def judge(
         first = ranking[0]
         reasons.append(
             f"No class stands out: the most unusual one is {classes[first]} with "
-            f"p = {_p(p_values[first])}, and {levels.suspicious:g} would be suspicious."
+            f"{_p(p_values[first])}, and {levels.suspicious:g} would be suspicious."
         )
     return Judgement(verdict, tuple(suspects), tuple(ranking), tuple(p_values), tuple(reasons))
 
 
 def _p(value: float) -> str:
-    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"

@@ -48,7 +48,9 @@ class BadNets(Attack, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"a patch of {self.size} pixels, {self.margin} from the edge, does not fit images "
                 f"of {height}x{width}"
             )
-        down, across = torch.meshgrid(torch.arange(self.size), torch.arange(self.size), indexing="ij")
+        down, across = torch.meshgrid(
+            torch.arange(self.size), torch.arange(self.size), indexing="ij"
+        )
         patch = torch.ones(self.size, self.size)
         if self.pattern == "checker":
             patch = ((down + across) % 2 == 0).float()

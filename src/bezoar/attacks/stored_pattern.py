@@ -42,9 +42,17 @@ class StoredPattern(Attack, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def _load(self) -> tuple[Tensor, Tensor]:
         try:
-            array = np.load(Path(self.file), allow_pickle=False)
+            with Path(self.file).open("rb") as stream:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"trigger file {self.file} cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
+            raise InputError(
+                f"trigger file {self.file} cannot be read: {reason}; give an .npy file"
+            ) from error
+        if array.dtype.kind not in "fiub":
+            raise InputError(
+                f"trigger file {self.file} holds values of type {array.dtype}; expected numbers"
+            )
         if array.ndim == 4:
             array = array[None]
         if array.ndim != 5 or array.shape[1] != 2:

@@ -68,8 +68,9 @@ def write_weights(source: WeightsFile, state: Mapping[str, Tensor], out: str | P
     try:
         if source.container == SAFETENSORS:
             whole = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
-            partial.touch(exist_ok=False)
-            safetensors.torch.save_file(whole, partial, metadata=dict(source.metadata) or None)
+            # save_file would make the file unreadable for everybody else, whatever the umask.
+            with partial.open("xb") as stream:
+                stream.write(safetensors.torch.save(whole, dict(source.metadata) or None))
         else:
             with partial.open("xb") as stream:
                 torch.save(

@@ -48,5 +48,7 @@ class FineTuning(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Returns a fine-tuned copy."""
         clean.require_labels("fine-tuning")
         repaired = classifier.copy()
-        history = fit(repaired, clean, self.recipe, seed=seed, progress=progress, what="fine-tuning")
+        history = fit(
+            repaired, clean, self.recipe, seed=seed, progress=progress, what="fine-tuning"
+        )
         return Repair(repaired, {"history": msgspec.to_builtins(history)})

@@ -1,11 +1,11 @@
 """TAC: the trigger-activated change of the last layer's input, found by convex programming.
 
 Idea: a backdoored network carries any stamped image into one class by a *small* change of the
-features that feed its last layer, since the trigger must be inconspicuous and yet always work. So for
-each class k the shortest shift s_k of the features is computed that carries *every* clean image
+features that feed its last layer, since the trigger must be inconspicuous and yet always work. So
+for each class k the shortest shift s_k of the features is computed that carries *every* clean image
 into k, and the class whose shift is unusually short is the suspect p:
 
-    s_k = argmin 1/2 ||s||^2   such that   (w_k - w_j).(s + f_i) + b_k - b_j >= 0   for all i, j  (1)
+    s_k = argmin 1/2 ||s||^2  such that  (w_k - w_j).(s + f_i) + b_k - b_j >= 0  for all i, j   (1)
 
 The backdoor is removed by fine-tuning until the network answers the true label although the
 features are pushed by s_p:
@@ -35,13 +35,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.method import Evidence, Method, Needs, Repair, methods
+from bezoar.methods.tac_removal import Push, project_out, pushed_loss
 from bezoar.methods.tac_solver import (
     MinimalShifts,
     prefers_conditional,
@@ -50,7 +50,7 @@ from bezoar.methods.tac_solver import (
 )
 from bezoar.methods.tolerated import with_tolerated_augmentation
 from bezoar.statistics import small_outliers
-from bezoar.training import Loss, Progress, Recipe, fit, no_progress
+from bezoar.training import Progress, Recipe, fit, no_progress
 
 QUANTILE_CHECK = 0.95  # lengths from this quantile are compared with those from the maximum
 QUANTILE_CHECK_CLASSES = 200  # beyond, the second solution would cost more than it tells
@@ -67,6 +67,9 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         quantile: replaces the maximum by this quantile, in (0, 1]; None is the maximum.
         beta: weight of the loss on shifted features, against 1 for the plain ones.
         weighting: ``sum`` adds the two losses, ``mean`` divides by 1 + beta.
+        recompute: solve for s_p anew before each epoch, and cut it to the median length of the
+            other classes: the target class shall become as hard to reach as they are. Without it
+            the network turns the backdoor into a new direction, away from a fixed s_p.
         shift_scale: ``full`` adds s_p; ``uniform`` adds a share of it drawn for each image.
         distillation: share, in [0, 1], of the cross-entropy that is replaced by the divergence from
             the original network's answer to the unshifted image (Hinton et al. 2015).
@@ -91,6 +94,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     quantile: float | None = None
     beta: float = 1.0
     weighting: Literal["sum", "mean"] = "sum"
+    recompute: bool = True
     shift_scale: Literal["full", "uniform"] = "full"
     distillation: float = 1.0
     temperature: float = 2.0
@@ -114,6 +118,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ones of its field.
         """
         return cls(
+            recompute=False,
             distillation=0.0,
             augment="tolerated",
             recipe=Recipe(epochs=50, batch_size=128, learning_rate=0.01, clip_norm=5.0),
@@ -196,15 +201,17 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
         repaired = classifier.copy()
         if self.project_head:
-            _project_out(repaired, shift)
+            project_out(repaired, shift)
         original = classifier.copy()
         original.network.eval()
+        push = Push(repaired, clean, target, shift, self.solve)
         history = fit(
             repaired,
             clean,
             recipe,
             seed=seed,
-            loss=self._loss(original, shift),
+            loss=pushed_loss(self, original, push),
+            before_epoch=push.renew if self.recompute else None,
             parameters=self._trained(repaired),
             progress=progress,
             what="TAC: fine-tuning against the shift",
@@ -216,9 +223,11 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "target_class": target,
                 "shift_norm": float(shift.norm()),
                 "norms": solution.norms.tolist(),
+                "renewed_norms": push.norms,
                 "recipe": msgspec.to_builtins(recipe),
                 "curves": [
-                    {"name": "training loss", "x_name": "epoch", "x": epochs, "y": history.loss}
+                    {"name": "training loss", "x_name": "epoch", "x": epochs, "y": history.loss},
+                    *push.curves(),
                 ],
                 "seconds": {
                     "training": history.seconds,
@@ -260,41 +269,14 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if self.parameters == "all" or (name in in_head) == (self.parameters == "head")
         ]
 
-    def _loss(self, original: Classifier, shift: Tensor) -> Loss:
-        scale = 1 / (1 + self.beta) if self.weighting == "mean" else 1.0
-
-        def answers_right(logits: Tensor, labels: Tensor, wanted: Tensor | None) -> Tensor:
-            loss = logits.new_zeros(())
-            if self.distillation < 1:
-                loss = loss + (1 - self.distillation) * F.cross_entropy(logits, labels)
-            if wanted is not None:
-                loss = loss + self.distillation * divergence(logits, wanted, self.temperature)
-            return loss
-
-        def loss(
-            classifier: Classifier, images: Tensor, labels: Tensor, generator: torch.Generator
-        ) -> Tensor:
-            wanted = None
-            if self.distillation:
-                with torch.no_grad():
-                    wanted = original(images)
-            total = answers_right(classifier(images), labels, wanted)
-            if self.beta:
-                push = shift
-                if self.shift_scale == "uniform":
-                    share = torch.rand(len(images), 1, generator=generator)
-                    push = share.to(shift) * shift
-                pushed = classifier.logits_with_shift(images, push)
-                total = total + self.beta * answers_right(pushed, labels, wanted)  # eq. (3)
-            return scale * total
-
-        return loss
-
     def _carried(self, logits: Tensor, weight: Tensor, seed: int) -> Tensor:
         """For each class, the share of one half that the shift from the other half carries in."""
         order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
         half = len(logits) // 2
-        known, held_out = logits[order[:half].to(logits.device)], logits[order[half:].to(logits.device)]
+        known, held_out = (
+            logits[order[:half].to(logits.device)],
+            logits[order[half:].to(logits.device)],
+        )
         return carried_shares(held_out, self.solve(known, weight).shifts @ weight.double().T)
 
     def _right_hand_side(self, logits: Tensor) -> str:
@@ -318,7 +300,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def log_lengths(solution: MinimalShifts) -> list[float]:
-    """log ||s_k||; infinite where no shift exists, so that the class takes no part in the test.
+    """Log ||s_k||; infinite where no shift exists, so that the class takes no part in the test.
 
     A class that needs no shift at all (every image is in it already) takes no part either.
     """
@@ -345,25 +327,3 @@ def carried_shares(logits: Tensor, pushes: Tensor) -> Tensor:
         inside = moved[:, k] >= moved.amax(1) - border
         shares.append(inside.double().mean() if len(others) else torch.ones((), dtype=torch.double))
     return torch.stack([share.cpu() for share in shares])
-
-
-def divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(wanted / T) || softmax(logits / T)), averaged over the batch."""
-    return (
-        F.kl_div(
-            F.log_softmax(logits.float() / temperature, 1),
-            F.log_softmax(wanted.float() / temperature, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        * temperature**2
-    )
-
-
-def _project_out(classifier: Classifier, shift: Tensor) -> None:
-    """Takes the direction of ``shift`` (d,) out of the head's weights, in place."""
-    weight = classifier.network.get_parameter(classifier.head.name)
-    direction = shift / shift.norm()
-    with torch.no_grad():
-        flat = weight.reshape(len(weight), -1)
-        flat -= (flat @ direction)[:, None] * direction

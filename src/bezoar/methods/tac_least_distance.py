@@ -136,25 +136,32 @@ def softened(rows: Tensor, levels: Tensor, rho: float) -> Tensor:
     """
     position = rows[int(levels.argmax())] * levels.amax()
     missing = levels - rows @ position
+    multipliers = torch.zeros_like(levels)
     for _ in range(_NEWTON_STEPS):
         active = missing > 0
         some = rows[active]
-        if len(some) < some.shape[1]:
+        if len(some) <= some.shape[1]:
             gram = some @ some.T
             gram.diagonal().add_(1 / rho)
-            aim = some.T @ torch.linalg.solve(gram, levels[active])
+            forces = torch.linalg.solve(gram, levels[active])
+            aim = some.T @ forces
         else:
             gram = some.T @ some
             gram.diagonal().add_(1 / rho)
             aim = torch.linalg.solve(gram, some.T @ levels[active])
+            forces = rho * (levels[active] - some @ aim)
         step = aim - position
+        there = levels - rows @ aim
+        same = bool(((there > 0) == active).all())
+        multipliers = torch.zeros_like(levels).masked_scatter_(active, forces.clamp(min=0))
+        # With the same constraints violated there, the minimum of this piece is the minimum.
+        if same or float(step.norm()) <= _ZERO * float(aim.norm()):
+            break
         gains = rows @ step
         length = _line_minimum(position, step, missing, gains, rho)
         position = position + length * step
         missing = levels - rows @ position
-        if bool(((missing > 0) == active).all()) or float(step.norm()) <= 1e-14 * float(aim.norm()):
-            break
-    return rho * missing.clamp(min=0)
+    return multipliers
 
 
 def _line_minimum(

@@ -125,9 +125,7 @@ def _first_passive_set(levels: Tensor, most: int) -> Tensor:
     return passive.scatter_(1, hardest.indices, hardest.values > 0)
 
 
-def _solve_on(
-    problem: ScaledProblem, rows: Tensor, passive: Tensor
-) -> tuple[Tensor, Tensor]:
+def _solve_on(problem: ScaledProblem, rows: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
     """Multipliers of (rows, classes), zero off the passive set, and where the block was regular."""
     multipliers = torch.zeros(passive.shape, dtype=problem.gram.dtype, device=passive.device)
     solvable = torch.ones(len(rows), dtype=torch.bool, device=passive.device)

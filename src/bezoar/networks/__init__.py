@@ -25,7 +25,9 @@ def build(name: str, **arguments: Any) -> nn.Module:
     try:
         return networks.get(name)(**arguments)
     except TypeError as error:
-        raise InputError(f"network 'bezoar:{name}' does not take these arguments: {error}") from None
+        raise InputError(
+            f"network 'bezoar:{name}' does not take these arguments: {error}"
+        ) from None
 
 
 def names() -> list[str]:

@@ -32,7 +32,9 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Three stages of ``blocks`` basic blocks each."""
 
-    def __init__(self, blocks: int, widths: tuple[int, int, int], num_classes: int, channels: int):
+    def __init__(
+        self, blocks: int, widths: tuple[int, int, int], num_classes: int, channels: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

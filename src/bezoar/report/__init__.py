@@ -7,7 +7,6 @@ to load or run anything.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bezoar.errors import InputError
+from bezoar.records import write_text
 from bezoar.report.page_view import read_page
 from bezoar.report.pictures import Picture
 
@@ -47,21 +46,7 @@ def write(path: str | os.PathLike[str], html: str) -> None:
     Raises:
         InputError: nothing can be written there.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise InputError(f"report path {target} is a folder; give the name of a file in it")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(html, encoding="utf-8", newline="\n")
-        partial.replace(target)
-    except OSError as error:
-        raise InputError(
-            f"the report cannot be written to {target}: {error.strerror or error}; "
-            "give a path in an existing folder that you may write to"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    write_text(Path(path), html)
 
 
 @functools.cache
