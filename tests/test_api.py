@@ -11,7 +11,7 @@ import bezoar
 
 
 def python(*arguments):
-    return subprocess.run(
+    return subprocess.run(  # noqa: S603 (our own interpreter, arguments from this file)
         [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
 

@@ -14,7 +14,7 @@ CORNER = {"size": 1, "pattern": "square", "position": "top-left"}
 
 
 def corner_reader(*, mean=0.0, std=1.0):
-    """Answers 1 where the pixel in the corner is brighter than 0.6, else 2 if the next one is, or 0.
+    """Answers 1 where the corner is brighter than 0.6, else 2 where the next pixel is, else 0.
 
     The thresholds lie in pixel space whatever the normalisation.
     """

@@ -1,3 +1,5 @@
+import itertools
+
 import msgspec
 import pytest
 import torch
@@ -100,7 +102,7 @@ def test_batch_norm_can_keep_its_running_statistics():
 
 
 def test_a_frozen_network_trains_and_stays_frozen():
-    """People freeze what they load for inference; the optimizer once had nothing to differentiate."""
+    """People freeze what they load for inference, which once stopped the training with an error."""
     frozen, free = classifier(), classifier()
     frozen.network.requires_grad_(False)
     fit(frozen, bars(), SHORT, seed=0)
@@ -134,6 +136,22 @@ def test_progress_is_told_after_every_epoch():
         what="learning bars",
     )
     assert heard == [("learning bars", 0.5), ("learning bars", 1.0)]
+
+
+def test_something_can_happen_before_every_epoch():
+    model = classifier()
+    seen = []
+
+    def look(epoch):
+        model.logits(bars(4))
+        seen.append((epoch, state(model)))
+
+    fit(model, bars(), SHORT, seed=0, before_epoch=look)
+    assert [epoch for epoch, _ in seen] == [0, 1]
+    assert not same(seen[0][1], seen[1][1])
+    alone = classifier()
+    fit(alone, bars(), SHORT, seed=0)
+    assert same(state(alone), state(model)), "looking at the network changed its training"
 
 
 def test_what_is_minimised_is_an_argument():
@@ -173,7 +191,7 @@ def test_the_learning_rate_follows_its_schedule(schedule, shares):
 
     fit(model, bars(10), recipe, seed=0, loss=loss)
     places.append(float(weight[0, 0].detach()))
-    steps = [before - after for before, after in zip(places, places[1:], strict=False)]
+    steps = [before - after for before, after in itertools.pairwise(places)]
     assert steps == pytest.approx([0.5 * share for share in shares], abs=1e-4)
 
 

@@ -551,8 +551,8 @@ def _write_report(
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Progress]:
-    """A progress bar on standard error, or nothing."""
-    if quiet:
+    """A progress bar on standard error, or nothing where nobody would see it move."""
+    if quiet or not sys.stderr.isatty():
         yield lambda _what, _share: None
         return
     from rich.console import Console

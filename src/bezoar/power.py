@@ -20,13 +20,13 @@ def power_sentence() -> str:
     text = resources.files("bezoar").joinpath(SOURCE).read_text(encoding="utf-8")
     rows = {row["kind"]: row for row in json.loads(text)["summary"] if row["networks"] == "all"}
     clean, patch, blend = rows["clean"], rows["bad-nets"], rows["blend"]
+    flagged = {row["kind"]: _share(row["flagged at 0.05"]) for row in (clean, patch, blend)}
     return (
         "Measured on small digit networks that had no part in choosing the test: of "
-        f"{clean['counted']} backdoor-free ones, {_share(clean['flagged at 0.05'])} were flagged as "
-        f"suspicious; the target class was flagged in {_share(patch['flagged at 0.05'])} of "
-        f"{patch['counted']} networks with a patch trigger and in "
-        f"{_share(blend['flagged at 0.05'])} of {blend['counted']} with faint noise over the "
-        "whole image (Blend). Other kinds of networks and attacks can differ much."
+        f"{clean['counted']} backdoor-free ones, {flagged['clean']} were flagged as suspicious; "
+        f"the target class was flagged in {flagged['bad-nets']} of {patch['counted']} networks "
+        f"with a patch trigger and in {flagged['blend']} of {blend['counted']} with faint noise "
+        "over the whole image (Blend). Other kinds of networks and attacks can differ much."
     )
 
 

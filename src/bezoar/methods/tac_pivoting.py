@@ -26,7 +26,9 @@ from torch import Tensor
 
 # Relative sizes below which a sign counts as zero; far above rounding, far below what matters.
 _ZERO = 1e-11
-_JITTER = 1e-10
+# Smallest pivot of a Gram block of independent constraints, and what is added to the diagonal below.
+_SINGULAR = 1e-5
+_JITTER = 1e-6
 # Constraints in the first passive set, and how many full exchanges may fail to help in a row.
 _FIRST = 64
 _PATIENCE = 3
@@ -95,13 +97,13 @@ def pivot(problem: ScaledProblem, selected: Tensor) -> Pivoting:
     while len(active) and passes < _MOST_PASSES:
         passes += 1
         inside = passive[active]
-        found, solvable = _solve_on(problem, selected[active], inside)
+        found, regular = _solve_on(problem, selected[active], inside)
         multipliers[active] = found
         slack = _slack(problem, selected[active], found) - levels[active]
         magnitude = found.abs().amax(dim=1, keepdim=True).clamp(min=1)
         wrong = (torch.where(inside, found, slack) < -_ZERO * magnitude) & used[active]
         violations = wrong.sum(dim=1)
-        converged[active] = solvable & (violations == 0)
+        converged[active] = regular & (violations == 0)
         # Kim and Park's rule: everything, unless that has not helped for some time; then only the
         # last one, which cannot cycle.
         better = violations < best[active]
@@ -114,7 +116,7 @@ def pivot(problem: ScaledProblem, selected: Tensor) -> Pivoting:
         only_last = torch.zeros_like(wrong).scatter_(1, last[:, None], True) & wrong
         inside = inside ^ torch.where((better | patient)[:, None], wrong, only_last)
         passive[active] = inside
-        active = active[solvable & (violations > 0) & (inside.sum(dim=1) <= most)]
+        active = active[(violations > 0) & (inside.sum(dim=1) <= most)]
     return Pivoting(multipliers, converged, passes)
 
 
@@ -128,7 +130,7 @@ def _first_passive_set(levels: Tensor, most: int) -> Tensor:
 def _solve_on(problem: ScaledProblem, rows: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
     """Multipliers of (rows, classes), zero off the passive set, and where the block was regular."""
     multipliers = torch.zeros(passive.shape, dtype=problem.gram.dtype, device=passive.device)
-    solvable = torch.ones(len(rows), dtype=torch.bool, device=passive.device)
+    regular = torch.ones(len(rows), dtype=torch.bool, device=passive.device)
     sizes = passive.sum(dim=1)
     order = sizes.argsort()
     budget = 1 << 22 if passive.device.type == "cpu" else 1 << 26  # 32 or 512 MB of float64
@@ -143,10 +145,10 @@ def _solve_on(problem: ScaledProblem, rows: Tensor, passive: Tensor) -> tuple[Te
         start = stop
         width = int(sizes[block[-1]])
         if width:
-            part, regular = _solve_block(problem, rows[block], passive[block], width)
+            part, fine = _solve_block(problem, rows[block], passive[block], width)
             multipliers[block] = part
-            solvable[block] = regular
-    return multipliers, solvable
+            regular[block] = fine
+    return multipliers, regular
 
 
 def _solve_block(
@@ -166,15 +168,13 @@ def _solve_block(
     gram.diagonal(dim1=1, dim2=2).add_((~filled).to(gram.dtype))
     levels = problem.levels[rows[:, None], columns].masked_fill(~filled, 0)
     factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed.any():
-        broken = torch.nonzero(failed).flatten()
-        jittered = gram[broken]
-        jittered.diagonal(dim1=1, dim2=2).add_(_JITTER)
-        factor[broken], failed[broken] = torch.linalg.cholesky_ex(jittered)
-        factor[failed > 0] = torch.eye(width, dtype=gram.dtype, device=gram.device)
+    pivots = factor.diagonal(dim1=1, dim2=2).amin(dim=1)
+    regular = (failed == 0) & (pivots > _SINGULAR)
+    if not regular.all():
+        # Moderate multipliers keep the exchange sensible; they are never returned as converged.
+        gram.diagonal(dim1=1, dim2=2).add_(torch.where(regular, 0.0, _JITTER)[:, None])
+        factor[~regular] = torch.linalg.cholesky_ex(gram[~regular])[0]
     solution = torch.cholesky_solve(levels[:, :, None], factor)[:, :, 0].masked_fill(~filled, 0)
-    regular = (failed == 0) & torch.isfinite(solution).all(dim=1)
-    solution = solution.masked_fill(~regular[:, None], 0)
     result = torch.zeros(passive.shape, dtype=gram.dtype, device=gram.device)
     return result.scatter_(1, columns, solution), regular
 

@@ -3,8 +3,8 @@
     L = CE(W f(x) + b, y) + beta CE(W (f(x) + s_p) + b, y)                                  (3)
 
 Eq. (3) is our reconstruction: the paper's loss could not be reached (Iwahana et al. 2025, arXiv
-2511.08944). The divergence in place of the cross-entropy, and the shift that follows the network,
-are ours.
+2511.08944). Its variants (the divergence in place of the cross-entropy, the punishment of the
+target class alone, the shift that follows the network) are ours, too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class LossSettings(Protocol):
     @property
     def beta(self) -> float:
         """Weight of the loss on shifted features."""
+
+    @property
+    def pushed(self) -> Literal["label", "not target"]:
+        """What is asked of shifted features."""
 
     @property
     def weighting(self) -> Literal["sum", "mean"]:
@@ -135,10 +139,30 @@ def pushed_loss(settings: LossSettings, original: Classifier, push: Push) -> Los
             if settings.shift_scale == "uniform":
                 shift = torch.rand(len(images), 1, generator=generator).to(shift) * shift
             pushed = classifier.logits_with_shift(images, shift)
-            total = total + settings.beta * answers_right(pushed, labels, wanted)  # eq. (3)
+            if settings.pushed == "label":
+                extra = answers_right(pushed, labels, wanted)  # eq. (3)
+            else:
+                extra = not_target(pushed, labels, push.target)
+            total = total + settings.beta * extra
         return scale * total
 
     return loss
+
+
+def not_target(logits: Tensor, labels: Tensor, target: int) -> Tensor:
+    """Mean of -log(1 - P(target)) over the images (n, C) whose label is another class; 0 if none.
+
+    >>> round(float(not_target(torch.zeros(2, 4), torch.tensor([1, 3]), 3)), 4)  # -log(3 / 4)
+    0.2877
+    """
+    others = labels != target
+    if not bool(others.any()):
+        return logits.new_zeros(())
+    logits = logits[others].float()
+    rest = torch.arange(logits.shape[1], device=logits.device) != target
+    # log(1 - P(target)) = logsumexp(other logits) - logsumexp(all logits), without cancellation
+    kept = torch.logsumexp(logits[:, rest], 1) - torch.logsumexp(logits, 1)
+    return -kept.mean()
 
 
 def divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
@@ -160,7 +184,7 @@ def divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
 def project_out(classifier: Classifier, shift: Tensor) -> None:
     """Takes the direction of ``shift``, (d,), out of the head's weights, in place."""
     weight = classifier.network.get_parameter(classifier.head.name)
-    direction = shift / shift.norm()
+    direction = F.normalize(shift, dim=0)  # stays zero where there is no shift
     with torch.no_grad():
         flat = weight.reshape(len(weight), -1)
         flat -= (flat @ direction)[:, None] * direction

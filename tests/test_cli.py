@@ -1,0 +1,407 @@
+"""The commands as users run them, in this process unless the process itself is the point."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+import bezoar
+from bezoar import cli
+from bezoar.intake import read_weights
+
+FACTS = ("--architecture", "bezoar:small-cnn", "--mean", "0.3", "--std", "0.35")
+QUICK = ("--set", "recipe.epochs=1")
+RUINOUS = ("--set", "recipe.epochs=1", "recipe.learning_rate=5", "recipe.clip_norm=0")
+
+
+@pytest.fixture
+def run(capsys):
+    """(arguments…) → exit code, standard output, standard error."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def record_of(run):
+    """(arguments…) → exit code, the record on standard output."""
+
+    def call(*arguments):
+        code, out, _ = run(*arguments, "--json", "-")
+        return code, json.loads(out)
+
+    return call
+
+
+def images(model_files, name="clean"):
+    return ("--images", model_files / f"{name}.npz")
+
+
+def same_tensors(first, second):
+    ours, theirs = read_weights(first).tensors, read_weights(second).tensors
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# -- the whole -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version(run, option):
+    assert run(option) == (0, f"bezoar {bezoar.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Expected one of"),
+        (["scna", "model.toml"], "scna"),
+        (["scan", "model.toml"], "--images"),
+        (["scan", "model.toml", "--images", "x", "--sede", "1"], "--seed"),
+        (["scan", "model.toml", "--images", "x", "--seed", "one"], "--seed"),
+        (["scan", "model.toml", "--images", "x", "--fail-on", "always"], "--fail-on"),
+    ],
+)
+def test_a_wrong_command_line_names_the_option_and_exits_with_2(arguments, said, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.run(arguments)
+    assert left.value.code == 2
+    out, err = capsys.readouterr()
+    assert said in err and out == "" and "Traceback" not in err
+
+
+def test_the_process_ends_with_the_exit_code(model_files):
+    def started(*arguments):
+        done = subprocess.run(  # noqa: S603 (our own interpreter, arguments from this file)
+            [sys.executable, "-m", "bezoar", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+    found = started("scan", model_files / "planted.toml", *images(model_files), "--json", "-")
+    assert found.returncode == 1
+    record = json.loads(found.stdout)  # progress goes elsewhere, or this would be no JSON
+    assert record["command"].startswith("bezoar scan ")
+    assert record["command"].endswith("--json -")
+    missing = started("scan", "nowhere.toml", *images(model_files))
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert missing.stderr.startswith("bezoar: ") and missing.stderr.count("\n") == 1
+
+
+# -- inspect ---------------------------------------------------------------------------------------
+
+
+def test_inspect_tells_what_is_in_a_safetensors_file(run, model_files):
+    code, out, err = run("inspect", model_files / "planted.safetensors")
+    assert (code, err) == (0, "")
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert lines["container"] == "safetensors"
+    assert lines["num classes"] == "10" and lines["input channels"] == "1"
+    assert lines["head"] == "fc.weight"
+    assert "float32: 17" in lines["dtypes"]
+    assert "nesting" not in lines, "what is empty is not shown"
+
+
+def test_inspect_tells_what_is_in_a_torch_file(record_of, model_files):
+    code, record = record_of("inspect", model_files / "planted.pt")
+    assert code == 0 and record["kind"] == "inspect"
+    assert record["container"] == "torch zip"
+    assert record["nesting"] == ["state_dict"] and record["prefix"] == "module."
+    assert record["extras"]["epoch"] == "15"
+    assert record["num_classes"] == 10 and record["dtypes"]["float16"] == 17
+    assert record["nonfinite"] == []
+
+
+def test_inspect_of_a_description_says_whether_it_fits(record_of, run, model_files, tmp_path):
+    code, record = record_of("inspect", model_files / "twin.toml")
+    assert code == 0 and record["architecture"] == "bezoar:small-cnn"
+    wrong = tmp_path / "wrong.toml"
+    text = (model_files / "twin.toml").read_text().replace("small-cnn", "resnet-8")
+    wrong.write_text(text.replace("twin.safe", f"{model_files}/twin.safe"))
+    code, out, err = run("inspect", wrong)
+    assert (code, out) == (2, "") and "conv1.weight" in err
+
+
+# -- scan ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["planted.toml", "planted.safetensors", "planted.pt"])
+def test_scan_finds_the_backdoor_in_every_container(model, record_of, model_files):
+    facts = () if model.endswith(".toml") else FACTS
+    code, record = record_of("scan", model_files / model, *facts, *images(model_files))
+    assert code == 1
+    assert record["verdict"] == "backdoor found" and record["suspects"] == [4]
+    assert record["model"]["architecture"] == "bezoar:small-cnn"
+    assert len(record["model"]["sha256"]) == 64
+    assert record["images"]["source"].endswith("clean.npz")
+
+
+def test_scan_finds_nothing_in_the_twin(run, model_files):
+    code, out, err = run("scan", model_files / "twin.toml", *images(model_files))
+    assert code == 0
+    assert out.startswith("NOTHING FOUND\n") and "no proof" in out.replace("\n", " ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("verdict", "fail_on", "code"),
+    [
+        ("nothing found", "suspicious", 0),
+        ("suspicious", "suspicious", 1),
+        ("backdoor found", "suspicious", 1),
+        ("nothing found", "found", 0),
+        ("suspicious", "found", 0),
+        ("backdoor found", "found", 1),
+        ("backdoor found", "never", 0),
+    ],
+)
+def test_the_user_chooses_which_verdict_fails(
+    verdict, fail_on, code, run, model_files, monkeypatch
+):
+    from bezoar import pipeline
+
+    real = pipeline.scan
+
+    def scan(*arguments, **options):
+        finding = real(*arguments, **options)
+        finding.record["verdict"] = verdict
+        return finding
+
+    monkeypatch.setattr(pipeline, "scan", scan)
+    arguments = ("scan", model_files / "twin.toml", *images(model_files), "--quiet")
+    assert run(*arguments, "--fail-on", fail_on) == (code, "", "")
+    if fail_on == "suspicious":
+        assert run(*arguments)[0] == code, "this is the default"
+
+
+def test_scan_writes_record_and_report(run, model_files, tmp_path):
+    where, page = tmp_path / "scan.json", tmp_path / "scan.html"
+    code, out, _ = run(
+        *("scan", model_files / "planted.toml", *images(model_files)),
+        *("--json", where, "--report", page, "--seed", "7"),
+    )
+    assert code == 1 and f"Report: {page}" in out.replace("\n", "")
+    record = json.loads(where.read_text())
+    assert record["seed"] == 7 and record["kind"] == "scan"
+    html = page.read_text()
+    assert html.lstrip().lower().startswith("<!doctype html>") and "backdoor found" in html.lower()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.html", "scan.json"]
+
+
+def test_quiet_says_nothing_and_json_to_the_screen_nothing_else(run, model_files):
+    arguments = ("scan", model_files / "twin.toml", *images(model_files))
+    assert run(*arguments, "--quiet") == (0, "", "")
+    code, out, err = run(*arguments, "--json", "-")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["verdict"] == "nothing found"
+
+
+def test_a_limit_draws_equal_shares_of_each_class(record_of, model_files):
+    arguments = ("scan", model_files / "twin.toml", *images(model_files))
+    _, record = record_of(*arguments, "--limit", "100")
+    assert record["images"]["count"] == 100
+    whole = record_of(*arguments, "--limit", "1000")[1]["images"]
+    assert whole["count"] == 300
+    for drawn, there in zip(record["images"]["per_class"], whole["per_class"], strict=True):
+        assert abs(drawn - there / 3) <= 1
+
+
+def test_class_names_are_used_everywhere(run, record_of, model_files):
+    names = ["nil", "one", "two", "three", "FOUR", "five", "six", "seven", "eight", "nine"]
+    arguments = ("scan", model_files / "planted.toml", *images(model_files), "--classes", *names)
+    assert record_of(*arguments)[1]["model"]["classes"] == names
+    _, out, _ = run(*arguments)
+    assert "class FOUR" in out.replace("\n", " ")
+
+
+def test_images_can_come_from_a_folder_per_class(record_of, model_files, digits, tmp_path):
+    from PIL import Image
+
+    for index, (image, label) in enumerate(
+        zip(digits.clean.images, digits.clean.labels, strict=True)
+    ):
+        place = tmp_path / "images" / str(int(label)) / f"{index:03}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place)
+    (tmp_path / "images" / "0" / "note.txt").write_text("no image")
+    arguments = ("scan", model_files / "planted.toml")
+    _, folder = record_of(*arguments, "--images", tmp_path / "images")
+    _, packed = record_of(*arguments, *images(model_files))
+    assert folder["p_values"] == pytest.approx(packed["p_values"], rel=1e-3)
+    assert any("note.txt" in notice for notice in folder["notices"])
+
+
+# -- clean -----------------------------------------------------------------------------------------
+
+
+def test_clean_without_a_method_repairs_what_the_scan_suspects(
+    run, record_of, model_files, tmp_path
+):
+    out, where = tmp_path / "cleaned.safetensors", tmp_path / "clean.json"
+    code, text, _ = run(
+        *("clean", model_files / "planted.toml", *images(model_files)),
+        *("--out", out, "--json", where),
+    )
+    assert code == 0
+    record = json.loads(where.read_text())
+    assert record["written"] and not record["forced"] and record["method"]["name"] == "tac"
+    assert record["output"] == {"file": str(out), "sha256": read_weights(out).sha256}
+    assert f"Weights: {out}" in text.replace("\n", "")
+    report = tmp_path / "cleaned.report.html"
+    assert "Repaired" in report.read_text()
+
+    facts = (out, *FACTS, *images(model_files, "test"))
+    _, after = record_of("evaluate", *facts, "--trigger", "bad-nets:target=4,size=2")
+    assert after["scores"]["asr"]["value"] <= 0.2
+    assert after["scores"]["acc"]["value"] >= 0.93
+
+
+def test_clean_without_a_method_leaves_a_model_with_nothing_found_as_it_is(
+    record_of, model_files, tmp_path
+):
+    out = tmp_path / "same.safetensors"
+    code, record = record_of("clean", model_files / "twin.toml", *images(model_files), "--out", out)
+    assert code == 0 and record["untouched"] and record["written"]
+    assert same_tensors(out, model_files / "twin.safetensors")
+    assert "Left untouched" in (tmp_path / "same.report.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["ft", "tac"])
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_the_output_has_the_form_of_the_input(method, kind, run, model_files, tmp_path):
+    source, out = model_files / f"planted.{kind}", tmp_path / f"cleaned.{kind}"
+    code, _, _ = run(
+        *("clean", source, *FACTS, *images(model_files), "--out", out),
+        *("--method", method, *QUICK, "--quiet"),
+    )
+    assert code == 0
+    ours, theirs = read_weights(source), read_weights(out)
+    assert theirs.container == ours.container and theirs.metadata == ours.metadata
+    assert theirs.nesting == ours.nesting and dict(theirs.keys) == dict(ours.keys)
+    for name, tensor in ours.tensors.items():
+        assert theirs.tensors[name].dtype == tensor.dtype
+        assert theirs.tensors[name].shape == tensor.shape
+    assert not torch.equal(theirs.tensors["fc.weight"], ours.tensors["fc.weight"])
+    if kind == "pt":
+        document = torch.load(out, weights_only=True)
+        assert document["epoch"] == 15 and document["loss"] == [1.5]
+        assert list(document["state_dict"]) == list(torch.load(source)["state_dict"])
+    else:
+        with safetensors.safe_open(out, framework="pt") as file:
+            assert file.metadata() == {"by": "us"}
+
+
+def test_a_seed_repeats_the_file_to_the_bit(run, model_files, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(
+            *("clean", model_files / "planted.toml", *images(model_files), "--quiet"),
+            *("--out", tmp_path / f"{name}.safetensors", "--seed", seed, "--method", "ft", *QUICK),
+        )
+    files = [(tmp_path / f"{name}.safetensors").read_bytes() for name in "abc"]
+    assert files[0] == files[1] != files[2]
+
+
+def test_a_repair_that_costs_too_much_is_not_written_unless_forced(
+    run, record_of, model_files, tmp_path
+):
+    out = tmp_path / "ruined.safetensors"
+    arguments = (
+        *("clean", model_files / "planted.toml", *images(model_files), "--out", out),
+        *("--method", "ft", *RUINOUS, "--max-accuracy-drop", "0"),
+    )
+    code, text, _ = run(*arguments)
+    assert code == 1
+    assert "Not accepted" in text and "No weights were written." in text
+    assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["ruined.report.html"]
+
+    code, record = record_of(*arguments, "--force")
+    assert code == 0 and record["forced"] and not record["accepted"]
+    assert not same_tensors(out, model_files / "planted.safetensors")
+
+
+def test_settings_reach_the_method(record_of, model_files, tmp_path):
+    _, record = record_of(
+        *("clean", model_files / "planted.toml", *images(model_files)),
+        *("--out", tmp_path / "out.safetensors", "--method", "tac", "--preset", "published"),
+        *("--set", "beta=2.5", "target_class=4", "quantile=none", "recipe.epochs=1"),
+    )
+    settings = record["method"]["configuration"]
+    assert settings["beta"] == 2.5 and settings["target_class"] == 4
+    assert settings["quantile"] is None and settings["recipe"]["epochs"] == 1
+    assert settings["distillation"] == 0.0, "from the preset"
+
+
+def test_the_report_can_go_elsewhere(run, model_files, tmp_path):
+    page = tmp_path / "page.html"
+    arguments = ("--out", tmp_path / "out.safetensors", "--report", page, "--quiet")
+    run("clean", model_files / "twin.toml", *images(model_files), *arguments)
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "out.safetensors"}
+
+
+# -- evaluate --------------------------------------------------------------------------------------
+
+
+def test_evaluate_measures_with_the_known_trigger(run, record_of, model_files):
+    def evaluate(model, *more):
+        arguments = ("evaluate", model_files / model, *images(model_files, "test"))
+        return (*arguments, "--trigger", "bad-nets:target=4,size=2", *more)
+
+    code, record = record_of(*evaluate("planted.toml"))
+    assert code == 0 and record["attack"].startswith("BadNets(target=4, size=2")
+    assert record["scores"]["asr"]["value"] > 0.95 and record["scores"]["acc"]["value"] > 0.95
+    _, twin = record_of(*evaluate("twin.toml"))
+    assert twin["scores"]["asr"]["value"] < 0.05 and twin["scores"]["ra"]["value"] > 0.9
+    _, out, _ = run(*evaluate("planted.toml"))
+    assert [line.split()[0] for line in out.splitlines()] == ["ACC", "ASR", "RA"]
+    assert "497 images" in out
+
+
+def test_evaluate_takes_a_trigger_from_a_file_beside_the_user(
+    record_of, model_files, tmp_path, monkeypatch
+):
+    pattern, mask = np.zeros((2, 1, 8, 8), np.float32)
+    mask[0, 6:, 6:] = 1
+    pattern[0, 6:, 6:] = np.eye(2)  # the same patch as the fixture's attack
+    monkeypatch.chdir(tmp_path)
+    Path("triggers").mkdir()
+    np.save("triggers/patch.npy", np.stack([pattern, mask]))
+    arguments = ("evaluate", model_files / "planted.toml", *images(model_files, "test"))
+    _, stored = record_of(
+        *arguments, "--trigger", "stored-pattern:file=triggers/patch.npy,target=4"
+    )
+    _, known = record_of(*arguments, "--trigger", "bad-nets:target=4,size=2")
+    assert stored["scores"] == known["scores"]
+
+
+# -- methods ---------------------------------------------------------------------------------------
+
+
+def test_methods_lists_them_with_what_they_need(run, record_of):
+    code, out, _ = run("methods")
+    assert code == 0
+    assert "tac: " in out and "ft: " in out
+    assert "arXiv 2511.08944" in out and "needs: labelled images" in out
+    _, record = record_of("methods")
+    rows = {row["name"]: row for row in record["methods"]}
+    assert rows["tac"]["finds the target class"] and not rows["ft"]["finds the target class"]
+
+
+def test_methods_shows_the_settings_of_one(run):
+    code, out, _ = run("methods", "ft")
+    assert code == 0 and "recipe.epochs = 20" in out and "tac" not in out
+    assert run("methods", "ft", "--quiet") == (0, "", "")

@@ -1,0 +1,376 @@
+import json
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from bezoar import pipeline
+from bezoar.errors import InputError
+from bezoar.evaluation import evaluate
+from bezoar.images import ImageSet
+from bezoar.methods import TAC, FineTuning, Method, Repair
+from bezoar.methods.method import Needs
+from bezoar.records import to_json
+from bezoar.training import Recipe
+from bezoar.verdict import Levels, Verdict
+
+RUINOUS = FineTuning(recipe=Recipe(epochs=1, batch_size=32, learning_rate=5.0))
+
+
+def without_times(record):
+    """What must be the same again when the same is done again."""
+    if isinstance(record, dict):
+        return {k: without_times(v) for k, v in record.items() if k not in ("seconds", "created")}
+    if isinstance(record, list):
+        return [without_times(item) for item in record]
+    return record
+
+
+def plain(record):
+    return json.loads(json.dumps(to_json(record), allow_nan=False))
+
+
+def same_weights(first, second):
+    ours, theirs = first.network.state_dict(), second.network.state_dict()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def first_of_each(images, count=1):
+    found = [torch.nonzero(images.labels == k).flatten()[:count] for k in range(10)]
+    return images.subset(torch.cat(found))
+
+
+@pytest.fixture(scope="module")
+def planted_repair(digits):
+    return pipeline.clean(digits.planted, digits.clean, seed=2)
+
+
+# -- scan ------------------------------------------------------------------------------------------
+
+
+def test_a_planted_backdoor_is_found(digits):
+    finding = pipeline.scan(digits.planted, digits.clean, seed=0)
+    assert finding.verdict is Verdict.BACKDOOR_FOUND
+    assert finding.suspects == (digits.attack.target,)
+    assert finding.ranking[0] == digits.attack.target
+    assert sorted(finding.ranking) == list(range(10))
+    assert len(finding.p_values) == 10
+    assert finding.p_values[digits.attack.target] == min(finding.p_values) <= 0.01
+    assert "class 4" in finding.record["sentence"]
+
+
+def test_nothing_is_found_in_its_clean_twin_and_that_is_called_no_proof(digits):
+    finding = pipeline.scan(digits.twin, digits.clean, seed=0)
+    assert finding.verdict is Verdict.NOTHING_FOUND
+    assert finding.suspects == ()
+    assert "no proof" in finding.record["sentence"]
+    assert "Measured" in finding.record["power"] and "no proof" in finding.record["power"]
+
+
+def test_the_record_is_plain_json_and_repeats_the_finding(digits):
+    finding = pipeline.scan(digits.planted, digits.clean, seed=3)
+    record = plain(finding.record)
+    assert record["verdict"] == finding.verdict.value
+    assert record["suspects"] == list(finding.suspects)
+    assert record["ranking"] == list(finding.ranking)
+    assert record["p_values"] == list(finding.p_values)
+    assert record["seed"] == 3
+    assert record["images"]["count"] == 300 and sum(record["images"]["per_class"]) == 300
+    assert record["images"]["sha256"] == digits.clean.sha256()
+    assert record["model"]["head"] == "fc.weight" and record["model"]["input"] == [1, 8, 8]
+    null = record["statistic"]["null"]
+    value = record["statistic"]["values"][digits.attack.target]
+    assert value < null["critical_found"] < null["critical_suspicious"] < null["median"]
+
+
+@pytest.mark.parametrize("level", ["suspicious", "found"])
+def test_the_critical_values_in_the_record_are_where_the_verdict_turns(level, digits):
+    record = pipeline.scan(digits.planted, digits.clean).record
+    p = record["p_values"][digits.attack.target]
+    for factor, is_outside in ((0.99, False), (1.01, True)):
+        levels = msgspec.structs.replace(Levels(), **{level: p * factor})
+        again = pipeline.scan(digits.planted, digits.clean, levels=levels).record
+        critical = again["statistic"]["null"][f"critical_{level}"]
+        assert (again["statistic"]["values"][digits.attack.target] < critical) == is_outside
+
+
+def test_a_seed_repeats_the_scan_to_the_digit(digits):
+    first, second = (pipeline.scan(digits.planted, digits.clean, seed=5) for _ in range(2))
+    assert without_times(plain(first.record)) == without_times(plain(second.record))
+
+
+def test_scanning_changes_nothing(digits):
+    before = digits.planted.copy()
+    pipeline.scan(digits.planted, digits.clean)
+    assert same_weights(before, digits.planted)
+
+
+def test_images_without_labels_are_enough_and_it_says_what_was_not_checked(digits):
+    labelled = pipeline.scan(digits.planted, digits.clean)
+    bare = pipeline.scan(digits.planted, ImageSet(digits.clean.images))
+    assert bare.p_values == labelled.p_values and bare.verdict is labelled.verdict
+    assert bare.record["images"]["per_class"] is None
+    assert any("no labels" in notice for notice in bare.record["notices"])
+
+
+def test_what_was_noticed_while_reading_is_in_the_record(digits):
+    images = ImageSet(digits.clean.images, digits.clean.labels, notices=["Two files left out."])
+    assert "Two files left out." in pipeline.scan(digits.twin, images).record["notices"]
+
+
+def test_progress_is_told(digits):
+    heard = []
+    pipeline.scan(digits.twin, digits.clean, progress=lambda what, share: heard.append(share))
+    assert heard and max(heard) == 1.0
+
+
+# -- input that cannot be used ---------------------------------------------------------------------
+
+
+def broken(digits):
+    classifier = digits.twin.copy()
+    with torch.no_grad():
+        classifier.network.fc.weight[0, 0] = float("inf")
+    return classifier, digits.clean
+
+
+BAD = {
+    "no image": (lambda d: (d.twin, d.clean.subset([])), "there are no clean images"),
+    "fewer images than classes": (
+        lambda d: (d.twin, d.clean.subset(list(range(9)))),
+        "9 clean images and 10 classes",
+    ),
+    "fewer, without labels": (
+        lambda d: (d.twin, ImageSet(d.clean.images[:9])),
+        "9 clean images and 10 classes",
+    ),
+    "a class without an image": (
+        lambda d: (d.twin, d.clean.subset(torch.nonzero(d.clean.labels != 7).flatten())),
+        "no clean image shows class 7; give at least one",
+    ),
+    "too many classes": (
+        lambda d: (d.twin, ImageSet(d.clean.images, d.clean.labels + 3)),
+        "the images have 13 classes and the network has 10",
+    ),
+    "labels of another order": (
+        lambda d: (d.twin, ImageSet(d.clean.images, (d.clean.labels + 1) % 10)),
+        "no better than chance; check the order of the classes",
+    ),
+    "infinite weights": (broken, "fc.weight.* not finite numbers"),
+    "another number of channels": (
+        lambda d: (d.twin, ImageSet(d.clean.images.repeat(1, 3, 1, 1), d.clean.labels)),
+        "cannot take images of 3x8x8",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("job", [pipeline.scan, pipeline.clean])
+def test_input_that_cannot_be_used_is_refused(case, job, digits, monkeypatch):
+    def no_work(*_arguments, **_options):
+        raise AssertionError("this comes after the checks")
+
+    for method in (TAC, FineTuning):
+        monkeypatch.setattr(method, "remove", no_work)
+        monkeypatch.setattr(method, "inspect", no_work)
+    make, message = BAD[case]
+    if job is pipeline.clean and case == "fewer, without labels":
+        message = "cleaning needs labelled images"
+    with pytest.raises(InputError, match=message):
+        job(*make(digits))
+
+
+def test_many_missing_classes_are_counted_and_not_all_named(digits):
+    few = digits.clean.subset(torch.nonzero(digits.clean.labels < 3).flatten())
+    with pytest.raises(InputError, match="no clean image shows class 3, 4, 5, 6, 7 and 2 more"):
+        pipeline.scan(digits.twin, few)
+
+
+def test_a_low_accuracy_is_a_notice(digits):
+    labels = digits.clean.labels.clone()
+    wrong = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:200]
+    labels[wrong] = (labels[wrong] + 1) % 10
+    finding = pipeline.scan(digits.twin, ImageSet(digits.clean.images, labels))
+    assert any("answers only 3" in notice for notice in finding.record["notices"])
+    assert not pipeline.scan(digits.twin, digits.clean).record["notices"]
+
+
+# -- clean -----------------------------------------------------------------------------------------
+
+
+def test_without_a_method_a_suspected_class_is_repaired(digits, planted_repair):
+    record = planted_repair.record
+    assert record["accepted"] and not record["untouched"]
+    assert record["method"]["name"] == "tac"
+    assert record["method"]["configuration"]["target_class"] == digits.attack.target
+    assert "suspects class 4" in record["method"]["reason"]
+    scores = evaluate(planted_repair.classifier, digits.test, digits.attack)
+    assert scores.asr <= 0.2 and scores.acc >= 0.93
+    assert record["rescan"]["verdict"] != Verdict.BACKDOOR_FOUND.value
+
+
+def test_without_a_method_a_model_with_nothing_found_comes_back_untouched(digits):
+    repair = pipeline.clean(digits.twin, digits.clean)
+    assert repair.record["untouched"] and repair.record["accepted"]
+    assert repair.classifier.network is not digits.twin.network
+    assert same_weights(repair.classifier, digits.twin)
+    assert "Left untouched" in repair.record["outcome"]
+    assert "no proof" in repair.record["outcome"]
+    plain(repair.record)
+
+
+@pytest.mark.parametrize("method", ["ft", FineTuning()])
+def test_a_method_that_was_asked_for_runs_whatever_the_scan_says(method, digits):
+    repair = pipeline.clean(digits.twin, digits.clean, method=method)
+    assert not repair.record["untouched"]
+    assert repair.record["method"]["name"] == "ft"
+    assert repair.record["method"]["reason"] == "It was asked for."
+    assert not same_weights(repair.classifier, digits.twin)
+
+
+def test_the_record_of_a_repair_is_plain_json_with_everything_measured(planted_repair):
+    record = plain(planted_repair.record)
+    before, after = record["before"]["accuracy"], record["after"]["accuracy"]
+    assert before["low"] <= before["value"] <= before["high"]
+    assert record["accuracy_drop"] == pytest.approx(before["value"] - after["value"])
+    assert record["fitted_on"]["count"] + before["count"] == record["fitted_on"]["of"] == 300
+    assert 0.9 < record["agreement"]["value"] <= 1
+    assert record["changes"] and record["curves"]
+    assert record["scan"]["verdict"] == "backdoor found"
+    assert f"on {before['count']} held-out clean images" in record["outcome"]
+
+
+def test_the_caller_s_model_stays_as_it_was(digits):
+    before = digits.planted.copy()
+    digits.planted.network.train()
+    try:
+        pipeline.clean(digits.planted, digits.clean, method=FineTuning(recipe=Recipe(epochs=1)))
+        assert all(module.training for module in digits.planted.network.modules())
+    finally:
+        digits.planted.network.eval()
+    assert same_weights(before, digits.planted)
+
+
+def test_a_seed_repeats_the_repair_to_the_bit(digits):
+    method = TAC(recipe=Recipe(epochs=2))
+    first, second, other = (
+        pipeline.clean(digits.planted, digits.clean, method=method, seed=seed) for seed in (4, 4, 5)
+    )
+    assert same_weights(first.classifier, second.classifier)
+    assert without_times(plain(first.record)) == without_times(plain(second.record))
+    assert not same_weights(first.classifier, other.classifier)
+
+
+class Witness(Method, frozen=True, kw_only=True):
+    """Keeps what it is given and repairs nothing."""
+
+    name: ClassVar[str] = "witness"
+    title: ClassVar[str] = "Keeps what it is given"
+    needs: ClassVar[Needs] = "nothing"
+    seen: ClassVar[list] = []
+
+    def remove(self, classifier, clean, *, seed=0, progress=None):
+        self.seen.append(clean)
+        return Repair(classifier.copy(), {})
+
+
+def test_a_fifth_of_every_class_judges_the_repair_and_takes_no_part_in_it(digits):
+    Witness.seen.clear()
+    repair = pipeline.clean(digits.planted, digits.clean, method=Witness(), seed=1)
+    (given,) = Witness.seen
+    whole, part = digits.clean.class_counts(10), given.class_counts(10)
+    assert all(abs(float(p) / float(w) - 0.8) < 0.03 for w, p in zip(whole, part, strict=True))
+    assert repair.record["fitted_on"]["count"] == len(given)
+    held_out = repair.record["before"]["accuracy"]["count"]
+    assert held_out == len(digits.clean) - len(given)
+
+    def rows(images):
+        return {image.numpy().tobytes() for image in images.images}
+
+    assert len(rows(digits.clean) - rows(given)) == held_out, "no held-out image was given"
+
+
+def test_a_repair_that_changes_nothing_says_so(digits):
+    record = pipeline.clean(digits.planted, digits.clean, method=Witness()).record
+    assert record["changes"] == []
+    assert record["accuracy_drop"] == 0 and record["agreement"]["value"] == 1
+    assert record["rescan"]["verdict"] == "backdoor found"
+    assert "A new scan of the repaired model says: backdoor found." in record["outcome"]
+
+
+def test_the_changes_are_relative_and_largest_first(digits):
+    other = digits.planted.copy()
+    with torch.no_grad():
+        other.network.fc.weight.mul_(1.5)
+        other.network.fc.bias.mul_(1.25)
+    rows = pipeline.changes(digits.planted, other)
+    assert [row["tensor"] for row in rows] == ["fc.weight", "fc.bias"]
+    assert [row["relative_change"] for row in rows] == pytest.approx([0.5, 0.25], rel=1e-5)
+    assert rows[0]["shape"] == [10, 64]
+    assert pipeline.changes(digits.planted, digits.planted) == []
+
+
+def test_a_repair_that_costs_too_much_is_not_accepted(digits):
+    repair = pipeline.clean(digits.planted, digits.clean, method=RUINOUS, max_accuracy_drop=0.05)
+    assert not repair.record["accepted"]
+    assert repair.record["accuracy_drop"] > 0.05
+    assert repair.record["outcome"].startswith("Not accepted: accuracy ")
+    assert "beyond the limit of 5 points" in repair.record["outcome"]
+    tolerant = pipeline.clean(digits.planted, digits.clean, method=RUINOUS, max_accuracy_drop=1.0)
+    assert tolerant.record["accepted"]
+    plain(repair.record)
+
+
+class Ruin(Method, frozen=True, kw_only=True):
+    """Answers class 0 to everything."""
+
+    name: ClassVar[str] = "ruin"
+    needs: ClassVar[Needs] = "nothing"
+
+    def remove(self, classifier, clean, *, seed=0, progress=None):
+        ruined = classifier.copy()
+        with torch.no_grad():
+            ruined.network.fc.weight.zero_()
+            ruined.network.fc.bias.zero_()[0] = 1.0
+        return Repair(ruined, {})
+
+
+def test_a_network_that_the_repair_ruined_is_not_accepted_instead_of_called_bad_input(digits):
+    repair = pipeline.clean(digits.planted, digits.clean, method=Ruin())
+    assert not repair.record["accepted"]
+    assert repair.record["rescan"] is None
+    assert "could not be scanned again: the network answers" in repair.record["outcome"]
+    plain(repair.record)
+
+
+def test_a_loss_of_exactly_the_limit_is_within_it(digits):
+    drop = pipeline.clean(digits.planted, digits.clean, method=Ruin()).record["accuracy_drop"]
+    at = pipeline.clean(digits.planted, digits.clean, method=Ruin(), max_accuracy_drop=drop)
+    below = pipeline.clean(
+        digits.planted, digits.clean, method=Ruin(), max_accuracy_drop=drop - 1e-6
+    )
+    assert at.record["accepted"] and not below.record["accepted"]
+
+
+def test_one_image_of_each_class_leaves_none_to_judge_a_repair(digits):
+    ten = first_of_each(digits.clean)
+    with pytest.raises(InputError, match="none is left to judge the repair"):
+        pipeline.clean(digits.planted, ten, method="ft")
+    twenty = first_of_each(digits.clean, 2)
+    repair = pipeline.clean(digits.planted, twenty, method=Witness())
+    assert repair.record["before"]["accuracy"]["count"] == 10
+
+
+@pytest.mark.parametrize("limit", [-0.01, 1.01, np.nan])
+def test_the_limit_is_a_share(limit, digits):
+    with pytest.raises(InputError, match=r"max_accuracy_drop is .*; expected a share"):
+        pipeline.clean(digits.planted, digits.clean, max_accuracy_drop=limit)
+
+
+def test_an_unknown_method_and_missing_labels_are_refused(digits):
+    with pytest.raises(InputError, match="no method 'tc'; perhaps you meant 'tac'"):
+        pipeline.clean(digits.planted, digits.clean, method="tc")
+    with pytest.raises(InputError, match="cleaning needs labelled images"):
+        pipeline.clean(digits.planted, ImageSet(digits.clean.images))
