@@ -23,6 +23,8 @@ NOTHING = "Nothing has been measured yet: `benchmarks/results` holds no result."
 RATE = {"value", "low", "high", "count"}
 # What identifies a run; everything else in a row was measured.
 KEYS = ("model", "method", "kind", "networks", "name", "attack", "clean images", "target")
+# Numbers that are names: an average of class indices says nothing.
+NAMES = ("first", "target", "target_class")
 # What the README shows; the page in docs shows every column.
 BRIEF = (
     *("model", "method", "kind", "networks", "counted", "verdict", "rank of target"),
@@ -118,7 +120,7 @@ def cell(values: Sequence[Any], column: str = "") -> str:
         if len(set(known)) == 1:
             return "yes" if known[0] else "no"
         return f"yes in {sum(known)} of {len(known)}"
-    if all(isinstance(value, int | float) for value in known):
+    if column not in NAMES and all(isinstance(value, int | float) for value in known):
         if len(set(known)) == 1:
             return _number(known[0], column)
         low, high = _number(min(known), column), _number(max(known), column)

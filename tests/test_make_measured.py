@@ -54,6 +54,11 @@ def test_a_share_from_one_seed_shows_its_interval(script):
     assert script.cell([share(0.5, 0.402, 0.598)]) == "50.0 % (40.2 to 59.8)"
 
 
+def test_class_indices_are_counted_and_not_averaged(script):
+    assert script.cell([3, 8, 3], "first") == "3 (2 of 3), 8 (1 of 3)"
+    assert script.cell([3, 8, 4], "rank of target") == "5 (3 to 8)"
+
+
 def test_summary_replaces_the_single_runs(script):
     page = script.page({"x.json": RUNS | {"summary": [{"kind": "clean", "counted": 7}]}})
     assert "| clean | 7 |" in page

@@ -292,6 +292,14 @@ def test_a_fifth_of_every_class_judges_the_repair_and_takes_no_part_in_it(digits
     assert len(rows(digits.clean) - rows(given)) == held_out, "no held-out image was given"
 
 
+def test_the_seed_draws_which_images_judge(digits):
+    Witness.seen.clear()
+    for seed in (1, 1, 2):
+        pipeline.clean(digits.planted, digits.clean, method=Witness(), seed=seed)
+    first, second, other = (images.sha256() for images in Witness.seen)
+    assert first == second != other
+
+
 def test_a_repair_that_changes_nothing_says_so(digits):
     record = pipeline.clean(digits.planted, digits.clean, method=Witness()).record
     assert record["changes"] == []

@@ -34,7 +34,7 @@ class Common:
 
     Attributes:
         json: write the full record as JSON to this file; - is standard output.
-        seed: of everything drawn at random.
+        seed: where the random draws start; the same seed gives the same result.
         device: where to compute, such as cpu or cuda; by default the accelerator if there is one.
         quiet: no progress and no summary.
     """
@@ -90,7 +90,7 @@ class Demo(Common):
 
     Attributes:
         out: folder for the models, the records and the report.
-        open: show the report in the browser.
+        open: show the report in the browser; --no-open leaves it closed.
     """
 
     out: Path = Path("bezoar-demo")
@@ -197,8 +197,10 @@ class Clean(Common, Model, Images):
     """Cleaned weights and a report.
 
     Without --method the model is scanned first: nothing found leaves it untouched, a suspected
-    class is repaired. Exit code 0: done. 1: the repair costs too much accuracy and was not written.
-    2: input not usable.
+    class is repaired.
+
+    Exit code 0: done. 1: the repair costs too much accuracy and was not written. 2: input not
+    usable.
 
     Attributes:
         model: a model.toml, or a weights file with the facts as options.

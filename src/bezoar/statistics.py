@@ -106,19 +106,24 @@ def student_t_cdf(t: float, degrees: int) -> float:
     """
     if math.isinf(t):
         return 0.0 if t < 0 else 1.0
-    tail = 0.5 * _regularised_beta(degrees / 2, 0.5, degrees / (degrees + t * t))
+    tail = 0.5 * _regularised_beta(
+        degrees / 2, 0.5, degrees / (degrees + t * t), t * t / (degrees + t * t)
+    )
     return tail if t < 0 else 1 - tail
 
 
-def _regularised_beta(a: float, b: float, x: float) -> float:
-    """I_x(a, b) by its continued fraction (DLMF 8.17.22), evaluated with Lentz's algorithm."""
-    if x <= 0 or x >= 1:
+def _regularised_beta(a: float, b: float, x: float, rest: float) -> float:
+    """I_x(a, b) by its continued fraction (DLMF 8.17.22), evaluated with Lentz's algorithm.
+
+    ``rest`` is 1 - x, given apart because subtracting loses its digits where x is nearly 1.
+    """
+    if x <= 0 or rest <= 0:
         return min(max(x, 0.0), 1.0)
     if x > (a + 1) / (a + b + 2):  # the fraction converges fast only below this point
-        return 1 - _regularised_beta(b, a, 1 - x)
+        return 1 - _regularised_beta(b, a, rest, x)
     log_front = (
         math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-        + a * math.log(x) + b * math.log1p(-x)
+        + a * math.log(x) + b * math.log(rest)
     )  # fmt: skip
     c, d = 1.0, 1.0 / _away_from_zero(1 - (a + b) * x / (a + 1))
     result = d

@@ -1,5 +1,6 @@
 """TAC: its formulas against slow plain versions, its finding on the digits."""
 
+import functools
 import itertools
 import json
 import math
@@ -16,11 +17,17 @@ from bezoar.images import ImageSet
 from bezoar.methods import TAC
 from bezoar.methods import tac as tac_module
 from bezoar.methods.tac import carried_shares, log_lengths
-from bezoar.methods.tac_removal import Push, divergence, project_out, pushed_loss
+from bezoar.methods.tac_removal import Push, divergence, not_target, project_out, pushed_loss
+from bezoar.methods.tac_solver import right_hand_sides, solve_minimal_shifts
 from bezoar.records import to_json
 from bezoar.training import History, Recipe
 
 SHORT = Recipe(epochs=2, batch_size=64, learning_rate=0.005)
+EXACT = TAC(quantile=None)  # eq. (1) as it stands: every image counts
+
+
+def shortest_shifts(logits, weight):
+    return solve_minimal_shifts(weight, right_hand_sides(logits))
 
 
 def linear(weight, bias=None, *, side=1):
@@ -56,7 +63,10 @@ def test_finding_needs_no_labels(digits):
 
 
 def test_the_shift_it_reports_carries_every_image_into_its_class(digits):
-    evidence = TAC().inspect(digits.planted, digits.clean)
+    evidence = TAC(quantile=None).inspect(digits.planted, digits.clean)
+    default = EXACT.inspect(digits.planted, digits.clean)
+    assert torch.equal(default.perturbations, evidence.perturbations)
+    assert (np.array(default.values) < np.array(evidence.values)).all()
     logits = digits.planted.logits(digits.clean).double()
     weight = digits.planted.head.weight.double()
     shifts = evidence.perturbations.double()
@@ -70,7 +80,7 @@ def test_the_shift_it_reports_carries_every_image_into_its_class(digits):
 
 def test_a_shift_of_the_features_is_what_the_network_would_compute(digits):
     """The logits it works with are those of the real network with the shift at the head."""
-    evidence = TAC().inspect(digits.planted, digits.clean)
+    evidence = EXACT.inspect(digits.planted, digits.clean)
     shift = evidence.perturbations[4]
     batch, _ = next(digits.clean.batches(32))
     with digits.planted.evaluating(), torch.no_grad():
@@ -83,10 +93,11 @@ def test_the_variants_of_the_right_hand_side_are_never_longer_than_the_full_one(
     def lengths(**settings):
         return np.array(TAC(**settings).inspect(digits.planted, digits.clean).values)
 
-    full = lengths(right_hand_side="full")
-    conditional = lengths(right_hand_side="conditional")
+    full = lengths(right_hand_side="full", quantile=None)
+    conditional = lengths(right_hand_side="conditional", quantile=None)
     quantile = lengths(quantile=0.9)
-    assert np.array_equal(full, lengths())
+    assert np.array_equal(full, lengths(quantile=None))
+    assert np.array_equal(quantile, lengths())
     assert (conditional <= full * (1 + 1e-9)).all()
     assert (quantile < conditional).all()
     assert np.allclose(lengths(quantile=1.0), conditional)
@@ -155,56 +166,81 @@ def plain_divergence(logits, wanted, temperature):
     return temperature**2 * sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
 
 
-def plain_loss(settings, classifier, original, images, labels, shift, shares):
+def plain_loss(settings, classifier, original, images, labels, shift, shares, target):
     """Eq. (3) with its switches, image by image, from features and head alone."""
     weight, bias = (tensor.double().numpy() for tensor in classifier.head)
     features = classifier.features(images).detach().double().numpy()
     wanted = original(images).detach().double().tolist()
-    total = 0.0
-    for i, label in enumerate(labels.tolist()):
-        for factor, share in ((1.0, 0.0), (settings.beta, shares[i])):
-            logits = (weight @ (features[i] + share * shift.double().numpy()) + bias).tolist()
-            truth = -log_softmax(logits)[label]
-            soft = plain_divergence(logits, wanted[i], settings.temperature)
-            mixed = (1 - settings.distillation) * truth + settings.distillation * soft
-            total += factor * mixed / len(labels)
+
+    def logits(i, share):
+        return (weight @ (features[i] + share * shift.double().numpy()) + bias).tolist()
+
+    def answers_right(row, i):
+        soft = plain_divergence(row, wanted[i], settings.temperature)
+        truth = -log_softmax(row)[labels[i]]
+        return (1 - settings.distillation) * truth + settings.distillation * soft
+
+    count = len(labels)
+    plain = sum(answers_right(logits(i, 0.0), i) for i in range(count)) / count
+    if settings.pushed == "label":
+        pushed = sum(answers_right(logits(i, shares[i]), i) for i in range(count)) / count
+    else:
+        others = [i for i in range(count) if labels[i] != target]
+        shares_of_target = [math.exp(log_softmax(logits(i, shares[i]))[target]) for i in others]
+        pushed = sum(-math.log(1 - share) for share in shares_of_target) / len(others)
+    total = plain + settings.beta * pushed
     return total / (1 + settings.beta) if settings.weighting == "mean" else total
 
 
 SWITCHES = list(
-    itertools.product([0.0, 1.0, 2.5], ["sum", "mean"], ["full", "uniform"], [0.0, 0.4, 1.0])
+    itertools.product(
+        [0.0, 2.5], ["sum", "mean"], ["full", "uniform"], [0.0, 0.4, 1.0], ["label", "not target"]
+    )
 )
 
 
-@pytest.mark.parametrize(("beta", "weighting", "shift_scale", "distillation"), SWITCHES)
+@pytest.mark.parametrize(("beta", "weighting", "shift_scale", "distillation", "pushed"), SWITCHES)
 def test_the_loss_agrees_with_a_slow_plain_version(
-    beta, weighting, shift_scale, distillation, digits
+    beta, weighting, shift_scale, distillation, pushed, digits
 ):
     settings = TAC(
         beta=beta,
         weighting=weighting,
         shift_scale=shift_scale,
         distillation=distillation,
+        pushed=pushed,
         temperature=3.0,
     )
     shift = 2 * torch.randn(64, generator=torch.Generator().manual_seed(1))
-    images, labels = next(digits.clean.batches(9))
+    some = [*torch.nonzero(digits.clean.labels == 4).flatten()[:2].tolist(), 0, 1, 2, 3, 4, 5, 6]
+    images, labels = next(digits.clean.subset(some).batches(9))
+    assert 2 <= int((labels == 4).sum()) < 9
     shares = [1.0] * 9
     if shift_scale == "uniform":
         shares = torch.rand(9, 1, generator=torch.Generator().manual_seed(7)).flatten().tolist()
     trained, original = digits.twin, digits.planted  # two networks, so that no term is zero
-    push = Push(trained, digits.clean, 4, shift, settings.solve)
+    push = Push(trained, digits.clean, 4, shift, shortest_shifts)
     loss = pushed_loss(settings, original, push)
     with trained.evaluating(), original.evaluating():
         measured = loss(trained, images, labels, torch.Generator().manual_seed(7))
-        wanted = plain_loss(settings, trained, original, images, labels, shift, shares)
+        wanted = plain_loss(
+            settings, trained, original, images, labels.tolist(), shift, shares, target=4
+        )
     assert measured.item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_only_images_of_other_classes_are_kept_from_the_target():
+    logits = torch.tensor([[0.0, 50.0, 0.0], [0.0, 0.0, 0.0]])
+    assert not_target(logits, torch.tensor([1, 1]), 1).item() == 0.0
+    assert not_target(logits, torch.tensor([1, 0]), 1).item() == pytest.approx(math.log(1.5))
+    # -log(1 - P) is 50 - log 2 here, and 1 - P is 0 in float32.
+    assert not_target(logits, torch.tensor([0, 1]), 1).item() == pytest.approx(50 - math.log(2))
 
 
 def test_the_loss_trains_the_network_and_not_the_original(digits):
     trained, original = digits.twin.copy(), digits.planted.copy()
     images, labels = next(digits.clean.batches(9))
-    push = Push(trained, digits.clean, 4, torch.ones(64), TAC().solve)
+    push = Push(trained, digits.clean, 4, torch.ones(64), shortest_shifts)
     value = pushed_loss(TAC(distillation=0.5), original, push)(
         trained, images, labels, torch.Generator()
     )
@@ -258,8 +294,10 @@ def test_what_trains_can_be_chosen(parameters, digits, fitted):
 
 @pytest.mark.parametrize("project", [True, False])
 def test_the_head_can_lose_the_direction_of_the_shift(project, digits, fitted):
-    repair = TAC(project_head=project, target_class=4).remove(digits.planted, digits.clean)
-    shift = TAC().inspect(digits.planted, digits.clean).perturbations[4]
+    repair = TAC(quantile=None, project_head=project, target_class=4).remove(
+        digits.planted, digits.clean
+    )
+    shift = EXACT.inspect(digits.planted, digits.clean).perturbations[4]
     along = repair.classifier.head.weight @ shift / shift.norm()
     assert (float(along.abs().max()) < 1e-5) == project
     if project:
@@ -283,7 +321,7 @@ def test_a_convolutional_head_loses_it_too_and_no_shift_takes_nothing():
 
 
 def test_without_a_class_the_one_with_the_shortest_shift_is_removed(digits, fitted):
-    record = TAC().remove(digits.planted, digits.clean).record
+    record = EXACT.remove(digits.planted, digits.clean).record
     assert record["target_class"] == digits.attack.target
     assert record["shift_norm"] == pytest.approx(min(record["norms"]), rel=1e-5)
     other = TAC(target_class=7).remove(digits.planted, digits.clean).record
@@ -321,10 +359,10 @@ def test_the_shift_follows_the_network_only_when_it_shall(digits):
 
 
 def test_a_renewed_shift_is_cut_to_the_length_of_the_other_classes(digits):
-    solve = TAC().solve
-    evidence = TAC().inspect(digits.planted, digits.clean)
+    solve = functools.partial(TAC().solve, quantile=None)
+    evidence = TAC(quantile=None).inspect(digits.planted, digits.clean)
     hardest = max(range(10), key=lambda k: evidence.values[k])
-    push = Push(digits.planted, digits.clean, hardest, torch.zeros(64), solve)
+    push = Push(digits.planted, digits.clean, hardest, torch.zeros(64), shortest_shifts)
     push.renew(0)
     assert push.norms == [] and float(push.shift.norm()) == 0
     push.renew(1)
@@ -332,7 +370,7 @@ def test_a_renewed_shift_is_cut_to_the_length_of_the_other_classes(digits):
     assert float(push.shift.norm()) == pytest.approx(others[4], rel=1e-5)  # the median of nine
     full = evidence.perturbations[hardest]
     assert torch.allclose(push.shift / push.shift.norm(), full / full.norm(), atol=1e-5)
-    easiest = Push(digits.planted, digits.clean, 4, torch.zeros(64), solve)
+    easiest = Push(digits.planted, digits.clean, 4, torch.zeros(64), shortest_shifts)
     easiest.renew(1)
     assert torch.allclose(easiest.shift, evidence.perturbations[4], atol=1e-5)
 
@@ -364,6 +402,7 @@ def test_the_published_settings_are_loss_three_as_it_stands():
     method = TAC.published()
     assert method.distillation == 0.0
     assert (method.beta, method.weighting, method.shift_scale) == (1.0, "sum", "full")
+    assert method.pushed == "label"
     assert method.quantile is None and method.parameters == "all" and not method.project_head
     assert not method.recompute
     assert method != TAC()

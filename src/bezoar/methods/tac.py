@@ -56,9 +56,6 @@ from bezoar.methods.tolerated import with_tolerated_augmentation
 from bezoar.statistics import small_outliers
 from bezoar.training import Progress, Recipe, fit, no_progress
 
-QUANTILE_CHECK = 0.95  # lengths from this quantile are compared with those from the maximum
-QUANTILE_CHECK_CLASSES = 200  # beyond, the second solution would cost more than it tells
-
 
 @methods.register("tac")
 class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +65,10 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         target_class: the class to remove; None takes the one with the shortest shift.
         right_hand_side: ``full`` takes each maximum over all images, ``conditional`` over those
             predicted as the rival class, ``auto`` decides by the cost.
-        quantile: replaces the maximum by this quantile, in (0, 1]; None is the maximum.
+        quantile: where the class is *found*, replaces the maximum over the images predicted as a
+            class by this quantile, in (0, 1], so that single odd images decide nothing; None is the
+            maximum, as in (1).
+        push_quantile: the same for the shift that the fine-tuning pushes with.
         beta: weight of the loss on shifted features, against 1 for the plain ones.
         pushed: what the shifted features shall not do: ``label`` asks for the true label as in (3);
             ``not target`` only punishes the target class on images of other classes, which costs
@@ -98,7 +98,8 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     target_class: int | None = None
     right_hand_side: Literal["auto", "full", "conditional"] = "auto"
-    quantile: float | None = None
+    quantile: float | None = 0.9
+    push_quantile: float | None = None
     beta: float = 0.3
     pushed: Literal["label", "not target"] = "not target"
     weighting: Literal["sum", "mean"] = "sum"
@@ -126,6 +127,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ones of its field.
         """
         return cls(
+            quantile=None,
             beta=1.0,
             pushed="label",
             recompute=False,
@@ -149,7 +151,8 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         weight = classifier.head.weight
         surveyed = time.perf_counter()
         progress("TAC: running the clean images", 1.0)
-        solution = self.solve(logits, weight)
+        solution = self.solve(logits, weight, self.quantile)
+        pushes = self._solve_push(logits, weight)
         norms = solution.norms.tolist()
         outliers = small_outliers(log_lengths(solution))
         carried = self._carried(logits, weight, seed)
@@ -166,7 +169,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "kkt_residual": float(solution.kkt_residual.max()),
             "passes": solution.passes,
             "right_hand_side": self._right_hand_side(logits),
-            "quantile_ratio": self._quantile_ratio(logits, weight, solution),
+            "length_over_push": _median_ratio(solution.norms, pushes.norms),
             "seconds": {
                 "images": surveyed - started,
                 "solving": time.perf_counter() - surveyed,
@@ -183,7 +186,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "C - 2 degrees of freedom, corrected for picking the smallest of C (Grubbs' test)"
             ),
             carried=tuple(carried.tolist()),
-            perturbations=solution.shifts.float(),
+            perturbations=pushes.shifts.float(),
             record=record,
         )
 
@@ -202,9 +205,10 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         started = time.perf_counter()
         clean.require_labels("TAC's fine-tuning")
-        logits = classifier.logits(clean)
-        solution = self.solve(logits, classifier.head.weight)
-        target = self._target(solution, classifier.num_classes)
+        logits, weight = classifier.logits(clean), classifier.head.weight
+        target = self._target(self.solve(logits, weight, self.quantile), classifier.num_classes)
+        solution = self.solve(logits, weight, self.push_quantile)
+        _require_reachable(solution, target)
         shift = solution.shifts[target].float().to(classifier.device)
         recipe = self.recipe
         if self.augment == "tolerated":
@@ -214,7 +218,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             project_out(repaired, shift)
         original = classifier.copy()
         original.network.eval()
-        push = Push(repaired, clean, target, shift, self.solve)
+        push = Push(repaired, clean, target, shift, self._solve_push)
         history = fit(
             repaired,
             clean,
@@ -246,12 +250,12 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             },
         )
 
-    def solve(self, logits: Tensor, weight: Tensor) -> MinimalShifts:
+    def solve(self, logits: Tensor, weight: Tensor, quantile: float | None) -> MinimalShifts:
         """The shortest shift into each class, from logits (n, C) and the head's weight (C, d)."""
         conditional = {"auto": None, "full": False, "conditional": True}[self.right_hand_side]
-        if self.quantile is not None:
+        if quantile is not None:
             conditional = None  # a quantile is always taken among the images of the rival class
-        rhs = right_hand_sides(logits, conditional=conditional, quantile=self.quantile)
+        rhs = right_hand_sides(logits, conditional=conditional, quantile=quantile)
         return solve_minimal_shifts(weight, rhs)
 
     # -- inner works -----------------------------------------------------------------------------
@@ -262,12 +266,10 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             target = int(solution.norms.argmin())
         if not 0 <= target < classes:
             raise InputError(f"target_class is {target} and the network has {classes} classes")
-        if not math.isfinite(float(solution.norms[target])):
-            raise InputError(
-                f"no shift of the features carries all images into class {target}, so TAC cannot "
-                "remove it; it is no plausible target class"
-            )
         return target
+
+    def _solve_push(self, logits: Tensor, weight: Tensor) -> MinimalShifts:
+        return self.solve(logits, weight, self.push_quantile)
 
     def _trained(self, classifier: Classifier) -> list[nn.Parameter]:
         head = classifier.head.name
@@ -287,7 +289,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             logits[order[:half].to(logits.device)],
             logits[order[half:].to(logits.device)],
         )
-        return carried_shares(held_out, self.solve(known, weight).shifts @ weight.double().T)
+        return carried_shares(held_out, self._solve_push(known, weight).shifts @ weight.double().T)
 
     def _right_hand_side(self, logits: Tensor) -> str:
         if self.quantile is not None:
@@ -296,17 +298,19 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return "conditional" if prefers_conditional(*logits.shape) else "full"
         return self.right_hand_side
 
-    def _quantile_ratio(
-        self, logits: Tensor, weight: Tensor, solution: MinimalShifts
-    ) -> float | None:
-        """Median ratio of the lengths from the 0.95 quantile; far below 1 means outlying images."""
-        if self.quantile is not None or len(weight) > QUANTILE_CHECK_CLASSES:
-            return None
-        softer = solve_minimal_shifts(weight, right_hand_sides(logits, quantile=QUANTILE_CHECK))
-        usable = solution.norms.isfinite() & softer.norms.isfinite() & (solution.norms > 0)
-        if not bool(usable.any()):
-            return None
-        return float((softer.norms[usable] / solution.norms[usable]).median())
+
+def _median_ratio(lengths: Tensor, others: Tensor) -> float | None:
+    """Median of ``lengths / others``, both (C,), over the classes where both are proper lengths."""
+    usable = lengths.isfinite() & others.isfinite() & (others > 0)
+    return float((lengths[usable] / others[usable]).median()) if bool(usable.any()) else None
+
+
+def _require_reachable(solution: MinimalShifts, target: int) -> None:
+    if not math.isfinite(float(solution.norms[target])):
+        raise InputError(
+            f"no shift of the features carries all images into class {target}, so TAC cannot "
+            "remove it; it is no plausible target class"
+        )
 
 
 def log_lengths(solution: MinimalShifts) -> list[float]:

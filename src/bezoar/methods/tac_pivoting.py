@@ -12,8 +12,9 @@ slack < 0 off F) changes sides. Exchanging all of them at once needs very few pa
 rule of Kim and Park ("Fast nonnegative matrix factorization: an active-set-like method and
 comparisons", SIAM J. Sci. Comput. 33, 2011) falls back to exchanging one when that stops helping.
 
-Linearly dependent constraints make Gram blocks singular. Classes where that happens are returned as
-not converged, for ``tac_least_distance`` to solve.
+Linearly dependent constraints make Gram blocks singular. Classes that end on such a block, or with
+more constraints than there can be independent ones, are returned as not converged, for
+``tac_least_distance`` to solve.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class ScaledProblem:
         levels: r_kj / ||w_k - w_j|| divided by its largest value in row k, so that the shortest
             shift has at least length 1; -inf where the constraint is not in use.
         units: that largest value, 1 where no constraint asks for a shift; shape (classes,).
-        used: which constraints exist: not the class itself, not rows equal to its own.
+        used: which constraints exist: not the class itself, not rows equal to its own, and of rivals
+            with equal rows only the hardest.
     """
 
     weight: Tensor

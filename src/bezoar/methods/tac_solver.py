@@ -7,12 +7,13 @@ For each class k, with the rows v_kj = w_k - w_j of the last layer and the right
 
 All classes are solved together, in float64, by block pivoting on the dual (``tac_pivoting``); a
 class whose constraints are too dependent for that is solved alone (``tac_least_distance``). Every
-result is checked against the optimality conditions in the units of the caller before it is
-returned.
+result is checked against the optimality conditions before it is returned.
 
-Some classes cannot be reached at any length: their w_k lies in the convex hull of the other rows
-(or equals one of them). They are proven infeasible by a combination l >= 0 with r_k.l = 1 and a
-negligible ||V_k^T l||, have the norm infinity, and get the softened shift
+Some classes cannot be reached: their w_k lies in the convex hull of the other rows, or equals one
+of them. By Farkas' lemma that is proven by a combination l >= 0 with r_k.l = 1 and V_k^T l = 0. As
+any such l proves that no shift is shorter than 1 / ||V_k^T l||, a class counts as infeasible here
+once that bound is 10,000 times the longest shift that a single one of its constraints asks for.
+Infeasible classes have the norm infinity, and get the softened shift
 
     argmin  1/2 ||s||^2 + rho/2 sum_j x_j^2   subject to   v_kj.s + ||v_kj|| x_j >= r_kj
 
@@ -55,16 +56,17 @@ class MinimalShifts:
         shifts: s_k in the rows, in units of the features, shape (C, d); softened where infeasible.
         norms: ||s_k||, shape (C,); infinite where infeasible.
         multipliers: l_kj >= 0 with s_k = sum_j l_kj (w_k - w_j), shape (C, C).
-        feasible: whether any shift satisfies all constraints of the class, shape (C,).
+        feasible: False where the certificate proves that no shift of sensible length satisfies all
+            constraints of the class, shape (C,).
         kkt_residual: how far from optimal each shift is, shape (C,): the largest of primal
             violation and negative multipliers (as distances, divided by ||s_k||), complementarity
             (divided by ||s_k||^2) and stationarity (divided by ||s_k||). For infeasible classes, of
-            the softened problem.
+            the softened problem, whose length counts the x_j, too.
         violations: largest r_kj - v_kj.s_k > 0, in logits, shape (C,).
         certificates: rows l_k >= 0 with r_k.l_k = 1, shape (C, C), zero for feasible classes. Any
             shift that satisfied all constraints would be at least 1 / ||sum_j l_kj (w_k - w_j)||
             long.
-        passes: exchanges of the pivoting, those of the softened classes included.
+        passes: how often the pivoting exchanged constraints.
         alone: how many classes had to be solved one by one.
         softening: rho of the softened classes.
     """
