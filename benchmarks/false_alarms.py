@@ -47,7 +47,7 @@ class Options:
         threads: of torch.
     """
 
-    models: int = 100
+    models: int = 60
     threads: int = 1
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -95,7 +96,7 @@ def scan(
         "suspects": list(judgement.suspects),
         "ranking": list(judgement.ranking),
         "p_values": list(judgement.p_values),
-        "levels": {"suspicious": levels.suspicious, "found": levels.found},
+        "levels": msgspec.structs.asdict(levels),
         "power": f"{power_sentence()} {NO_PROOF}",
         "statistic": _statistic_record(evidence[0], levels),
         "evidence": [_evidence_record(item) for item in evidence],

@@ -91,6 +91,8 @@ def judge(
             f"other half into class {classes[k]}; {100 * levels.carried:.0f} % are "
             f"{'needed and reached' if enough else 'needed'} for a proof."
         )
+        if enough and p_values[k] > levels.found:
+            reasons.append(f"A finding needs p <= {levels.found:g}, too; that is not reached.")
         if enough and p_values[k] <= levels.found:
             proven.append(k)
     if proven:

@@ -79,7 +79,18 @@ def assert_optimal(weight, rhs, solution):
 
 @pytest.mark.parametrize(
     ("classes", "features"),
-    [(2, 1), (2, 50), (3, 2), (10, 64), (10, 9), (10, 6), (43, 128), (43, 20), (200, 256), (200, 64)],
+    [
+        (2, 1),
+        (2, 50),
+        (3, 2),
+        (10, 64),
+        (10, 9),
+        (10, 6),
+        (43, 128),
+        (43, 20),
+        (200, 256),
+        (200, 64),
+    ],
 )
 def test_agrees_with_non_negative_least_squares(classes, features):
     weight, _, logits = random_problem(classes, features, seed=classes + features, bias=1.0)
@@ -123,14 +134,17 @@ def test_agrees_with_a_quadratic_programming_package(classes, features):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    classes=st.integers(2, 4), features=st.integers(1, 3), seed=st.integers(0, 10**6), data=st.data()
+    classes=st.integers(2, 4),
+    features=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+    data=st.data(),
 )
 def test_agrees_with_trying_every_active_set(classes, features, seed, data):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(classes, features, generator=generator, dtype=torch.float64)
-    entries = st.floats(-5, 5, allow_subnormal=False)
+    entries = st.integers(-40, 40)
     rhs = data.draw(st.lists(entries, min_size=classes**2, max_size=classes**2))
-    rhs = torch.tensor(rhs, dtype=torch.float64).reshape(classes, classes)
+    rhs = torch.tensor(rhs, dtype=torch.float64).reshape(classes, classes) / 8
     solution = solve_minimal_shifts(weight, rhs)
     for k in range(classes):
         reference = enumerated_reference(weight, rhs, k)
@@ -156,7 +170,7 @@ def test_with_every_constraint_active_it_is_the_pseudoinverse():
     weight = torch.eye(6, 40) * 2
     rhs = torch.full((6, 6), 3.0).fill_diagonal_(0)
     solution = solve_minimal_shifts(weight, rhs)
-    centred = (weight - weight.mean(dim=0)).double()
+    centred = weight.double() - weight.double().mean(dim=0)
     expected = -rhs.double() @ torch.linalg.pinv(centred).T
     assert torch.allclose(solution.shifts, expected, atol=1e-12)
     others = ~torch.eye(6, dtype=torch.bool)
@@ -165,7 +179,7 @@ def test_with_every_constraint_active_it_is_the_pseudoinverse():
 
 
 def test_a_shift_carries_every_reference_sample_into_its_class():
-    weight, inputs, logits = random_problem(30, 60, seed=9, bias=2.0)
+    weight, _, logits = random_problem(30, 60, seed=9, bias=2.0)
     solution = solve_minimal_shifts(weight, right_hand_sides(logits))
     moved = logits.double()[None] + (solution.shifts @ weight.double().T)[:, None, :]
     best = moved.amax(dim=2)
@@ -273,7 +287,7 @@ def assert_certified(weight, rhs, solution, k):
     assert torch.isfinite(solution.shifts[k]).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     classes=st.integers(4, 30),
     features=st.integers(2, 40),
@@ -309,7 +323,7 @@ def test_softened_shifts_are_optimal_and_follow_rho():
     def objective(shift, rho):
         return shift @ shift / 2 + rho / 2 * np.square(np.maximum(levels - rows @ shift, 0)).sum()
 
-    worst = []
+    left = []
     noise = np.random.default_rng(0)
     for rho in (1.0, 100.0, 1e4):
         solution = solve_minimal_shifts(weight, rhs, softening=rho)
@@ -321,8 +335,9 @@ def test_softened_shifts_are_optimal_and_follow_rho():
         for _ in range(20):
             nearby = shift + 1e-3 * noise.standard_normal(30)
             assert objective(shift, rho) <= objective(nearby, rho)
-        worst.append(float(solution.violations[0]))
-    assert worst[0] > worst[1] > worst[2] > 0
+        assert float(solution.violations[0]) > 0
+        left.append(np.square(np.maximum(levels - rows @ shift, 0)).sum())
+    assert left[0] > left[1] > left[2] > 0
 
 
 def test_a_softened_class_leaves_the_others_exact():

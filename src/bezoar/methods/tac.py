@@ -100,7 +100,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     right_hand_side: Literal["auto", "full", "conditional"] = "auto"
     quantile: float | None = 0.9
     push_quantile: float | None = None
-    beta: float = 0.3
+    beta: float = 1.0
     pushed: Literal["label", "not target"] = "not target"
     weighting: Literal["sum", "mean"] = "sum"
     recompute: bool = True
@@ -113,7 +113,12 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     recipe: Recipe = Recipe(epochs=20, batch_size=32, learning_rate=0.01, clip_norm=5.0)
 
     def __post_init__(self) -> None:
-        if self.beta < 0 or not 0 <= self.distillation <= 1 or self.temperature <= 0:
+        in_range = (
+            0 <= self.beta < math.inf
+            and 0 <= self.distillation <= 1
+            and 0 < self.temperature < math.inf
+        )
+        if not in_range:
             raise InputError(
                 f"beta is {self.beta}, distillation {self.distillation} and temperature "
                 f"{self.temperature}; expected beta >= 0, distillation in [0, 1], temperature > 0"
@@ -177,7 +182,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         }
         return Evidence(
             method=self.name,
-            statistic="Length of the shortest latent shift that carries every image into the class",
+            statistic="Length of the shortest latent shift into the class",
             values=tuple(norms),
             scores=outliers.scores,
             p_values=outliers.p_values,

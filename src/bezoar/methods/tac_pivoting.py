@@ -27,7 +27,7 @@ from torch import Tensor
 
 # Relative sizes below which a sign counts as zero; far above rounding, far below what matters.
 _ZERO = 1e-11
-# Smallest pivot of a Gram block of independent constraints, and what is added to the diagonal below.
+# Smallest pivot of a Gram block of independent constraints; what its diagonal gets otherwise.
 _SINGULAR = 1e-5
 _JITTER = 1e-6
 # Constraints in the first passive set, and how many full exchanges may fail to help in a row.
@@ -48,8 +48,8 @@ class ScaledProblem:
         levels: r_kj / ||w_k - w_j|| divided by its largest value in row k, so that the shortest
             shift has at least length 1; -inf where the constraint is not in use.
         units: that largest value, 1 where no constraint asks for a shift; shape (classes,).
-        used: which constraints exist: not the class itself, not rows equal to its own, and of rivals
-            with equal rows only the hardest.
+        used: which constraints exist: not the class itself, not rows equal to its own, and of
+            rivals with equal rows only the hardest.
     """
 
     weight: Tensor
@@ -65,10 +65,11 @@ class ScaledProblem:
         weight = self.weight.cpu()
         if weight.shape[1] <= len(weight):
             return weight
-        return torch.linalg.qr(weight.T, mode="r").R.T.contiguous()
+        triangle: Tensor = torch.linalg.qr(weight.T, mode="r").R
+        return triangle.T.contiguous()
 
     def constraints(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The rivals that class ``k`` has constraints for; on the CPU, their unit rows and levels."""
+        """The rivals of class ``k`` that matter; on the CPU, their unit rows and levels."""
         index = torch.nonzero(self.used[k]).flatten()
         rows = self.coordinates[k] - self.coordinates[index.cpu()]
         return index, rows / self.lengths[k, index].cpu()[:, None], self.levels[k, index].cpu()

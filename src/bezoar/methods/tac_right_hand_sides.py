@@ -41,9 +41,9 @@ def prefers_conditional(samples: int, classes: int) -> bool:
     """Whether the conditional variant is the sensible default for this many samples and classes.
 
     The full maximum compares ``samples * classes**2`` logits in the worst case, about 1e9 a second
-    on one CPU core (most are ruled out unseen, so it usually takes a tenth of that); the conditional
-    one ``samples * classes``. The full maximum is the definition, so it stays the default up to
-    5e10 comparisons: 50,000 samples at 1,000 classes.
+    on one CPU core (most are ruled out unseen, so it usually takes a tenth of that); the
+    conditional one ``samples * classes``. The full maximum is the definition, so it stays the
+    default up to 5e10 comparisons: 50,000 samples at 1,000 classes.
 
     >>> prefers_conditional(5000, 1000), prefers_conditional(5000, 21_000)
     (False, True)
@@ -115,7 +115,8 @@ def _among_predicted(values: Tensor, quantile: float) -> Tensor:
     classes = values.shape[1]
     predicted = values.argmax(dim=1)
     order = predicted.argsort(stable=True)
-    groups = values[order].split(torch.bincount(predicted, minlength=classes).tolist())
+    sizes = torch.bincount(predicted, minlength=classes).tolist()
+    groups = torch.tensor_split(values[order], torch.tensor(sizes[:-1]).cumsum(0))
     columns = values.T.contiguous()
     result = values.new_zeros(classes, classes)
     for rival, group in enumerate(groups):

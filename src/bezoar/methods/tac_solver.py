@@ -21,9 +21,9 @@ with one rho for all of them; x is a distance, so rho has no unit. Feasible clas
 softened: their norms stay exact and comparable, and an infeasible class is not a candidate for the
 shortest shift.
 
-Equations (1) and (2) of Iwahana et al., "Robust Backdoor Removal by Reconstructing Trigger-Activated
-Changes in Latent Representation", https://arxiv.org/abs/2511.08944. Their solver is not public; the
-dual, the certificate and the softening are derived here.
+Equations (1) and (2) of Iwahana et al., "Robust Backdoor Removal by Reconstructing
+Trigger-Activated Changes in Latent Representation", https://arxiv.org/abs/2511.08944. Their solver
+is not public; the dual, the certificate and the softening are derived here.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def solve_minimal_shifts(
     >>> import torch
     >>> head = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> solution = solve_minimal_shifts(head, torch.tensor([[0.0, 4.0], [-1.0, 0.0]]))
-    >>> solution.shifts.tolist(), solution.norms.tolist()
-    ([[2.0, -2.0], [0.0, 0.0]], [2.8284271247461903, 0.0])
+    >>> solution.shifts.round(decimals=9).tolist(), solution.feasible.tolist()
+    ([[2.0, -2.0], [0.0, 0.0]], [True, True])
     """
     _check(weight, rhs, softening, tolerance)
     weight = as_float64(weight.detach())
@@ -144,7 +144,7 @@ def solve_minimal_shifts(
     )
     shifts = _shifts(weight, multipliers)
     residual = _kkt_residual(weight, rhs, problem, shifts, multipliers, ridge)
-    too_long = shifts.norm(dim=1) > _LONGEST * problem.units
+    too_long = (shifts / problem.units[:, None]).norm(dim=1) > _LONGEST
     doubtful = ~found.converged | ~(residual[together] <= tolerance) | too_long[together]
     alone = together[doubtful].tolist()
     for k in alone:
@@ -166,13 +166,14 @@ def solve_minimal_shifts(
         raise InputError(
             f"the shift into class {failed[0]} ({len(failed)} of {len(weight)} classes) could be "
             f"solved to a residual of {float(residual[failed[0]]):.1e} only, expected "
-            f"{tolerance:.0e}, because its row of the last layer is nearly a mixture of the others; "
-            "raise the tolerance to accept it"
+            f"{tolerance:.0e}, because its row of the last layer is nearly a mixture of the "
+            "others; raise the tolerance to accept it"
         )
+    norms = (shifts / problem.units[:, None]).norm(dim=1) * problem.units
     missing = (rhs - _reached(weight, shifts)).fill_diagonal_(0).amax(dim=1).clamp(min=0)
     return MinimalShifts(
         shifts=shifts,
-        norms=shifts.norm(dim=1).masked_fill(~feasible, torch.inf),
+        norms=norms.masked_fill(~feasible, torch.inf),
         multipliers=multipliers / factor,
         feasible=feasible,
         kkt_residual=residual,
@@ -187,8 +188,8 @@ def solve_minimal_shifts(
 def _check(weight: Tensor, rhs: Tensor, softening: float, tolerance: float) -> None:
     if weight.ndim != 2 or weight.shape[0] < 2 or weight.shape[1] < 1:
         raise InputError(
-            f"the last layer's weight has shape {tuple(weight.shape)}; expected (classes, features) "
-            "with at least two classes and one feature"
+            f"the last layer's weight has shape {tuple(weight.shape)}; expected (classes, "
+            "features) with at least two classes and one feature"
         )
     if rhs.shape != (len(weight), len(weight)):
         raise InputError(
@@ -248,8 +249,9 @@ def _distances(weight: Tensor, gram: Tensor) -> Tensor:
     distances = total - 2 * gram
     # There the subtraction has cancelled; one in 10,000 keeps twelve digits everywhere else.
     close = torch.nonzero(distances <= 1e-4 * total)
-    for pairs in close.split(max(1, (1 << 22) // weight.shape[1])):
-        first, second = pairs.T
+    step = max(1, (1 << 22) // weight.shape[1])
+    for start in range(0, len(close), step):
+        first, second = close[start : start + step].T
         distances[first, second] = (weight[first] - weight[second]).square().sum(dim=1)
     return distances.sqrt()
 
@@ -274,7 +276,9 @@ def _kkt_residual(
     ridge: Tensor,
 ) -> Tensor:
     """The optimality residual of ``MinimalShifts`` from the features' side, shape (classes,)."""
-    ridge = ridge[:, None]
+    # In each class's own unit, so that squares of tiny shifts do not vanish.
+    units, ridge = problem.units[:, None], ridge[:, None]
+    shifts, multipliers, rhs = shifts / units, multipliers / units, rhs / units
     forces = multipliers * problem.lengths
     slack = (_reached(weight, shifts) - rhs) / problem.lengths + ridge * forces
     slack = slack.masked_fill(~problem.used, 0)

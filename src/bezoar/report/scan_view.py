@@ -16,6 +16,7 @@ NO_PROOF = "This is no proof that the model has no backdoor."
 
 # Column titles of the numbers per class that the methods are known to give, and their format.
 _COLUMNS = {
+    "predicted": ("Images answered so", "number"),
     "norm": ("Shift length", "number"),
     "held_out_flip": ("Held-out images carried", "share"),
     "weight_norm": ("Weight length", "number"),

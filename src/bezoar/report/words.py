@@ -92,7 +92,7 @@ def measure(value: float | None, decimals: int | None = None) -> str:
 def column_decimals(values: Sequence[float | None]) -> int:
     """The decimals that give the numbers of a column three significant digits at their middle."""
     sizes = sorted(abs(value) for value in values if value)
-    if not sizes:
+    if not sizes or all(size == int(size) for size in sizes):
         return 0
     middle = sizes[len(sizes) // 2]
     return min(max(2 - math.floor(math.log10(middle)), 0), 6)
