@@ -25,6 +25,7 @@ from bezoar.attacks import StoredPattern
 from bezoar.evaluation import compare, evaluate
 from bezoar.images import ImageSet
 from bezoar.intake import LoadedModel, ModelDescription, load_model
+from bezoar.methods import TAC
 from bezoar.metrics import accuracy
 from bezoar.pipeline import clean, scan
 from bezoar.records import to_json, write_text
@@ -38,13 +39,14 @@ class Options:
     """What to run.
 
     Attributes:
-        methods: the methods to repair with; none only scans.
+        methods: the methods to repair with; none only scans. ``tac-oracle`` is TAC told the true
+            target class: what its removal could do if the scan were always right.
         seeds: each draws other clean images.
         models: names of the checkpoints; by default all.
         threads: of torch.
     """
 
-    methods: tuple[str, ...] = ("tac", "ft")
+    methods: tuple[str, ...] = ("tac", "ft", "tac-oracle")
     seeds: tuple[int, ...] = (0, 1, 2)
     models: tuple[str, ...] = ()
     threads: int = 1
@@ -120,7 +122,12 @@ def main(options: Options) -> None:
                         row["p of target"] = finding.p_values[attack.target]
                     row["seconds"] = time.perf_counter() - started
                 else:
-                    repair = clean(loaded.classifier, part, method=method, seed=seed)
+                    chosen: str | TAC = method
+                    if method == "tac-oracle":
+                        if attack is None:
+                            continue
+                        chosen = TAC(target_class=attack.target)
+                    repair = clean(loaded.classifier, part, method=chosen, seed=seed)
                     row["seconds"] = time.perf_counter() - started
                     row["accepted"] = repair.record["accepted"]
                     row["rescan"] = repair.record["rescan"]["verdict"]
