@@ -134,12 +134,12 @@ def main(options: Options) -> None:
                     if attack is not None:
                         before = evaluate(loaded.classifier, rest, attack)
                         after = evaluate(repair.classifier, rest, attack)
-                        row["target found"] = (
-                            repair.record["repair"].get("target_class", attack.target)
-                            == attack.target
-                        )
-                        row |= compare(attack, before, after)
-                        row.pop("description")
+                        removed = repair.record["repair"].get("target_class")
+                        if removed is not None:
+                            row["target found"] = removed == attack.target
+                        facts_of_attack = ("name", "description")
+                        compared = compare(attack, before, after)
+                        row |= {k: v for k, v in compared.items() if k not in facts_of_attack}
                     else:
                         labels = rest.require_labels("measuring").to(loaded.classifier.device)
                         for when, model in (

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.tracing import HeadInput, LinearCall, LinearCalls
 
 BATCH = 512  # images in one evaluation batch: fills the processors, stays small in memory
 
@@ -171,7 +171,7 @@ class Classifier:
         self._check_shape(shape)
         generator = torch.Generator().manual_seed(0)
         probe = torch.rand((2, *shape), generator=generator).to(self.device)
-        recorder = _LinearCalls()
+        recorder = LinearCalls()
         try:
             with self.evaluating(), torch.no_grad(), recorder:
                 logits = self(probe)
@@ -328,7 +328,7 @@ class Classifier:
                 f"{self.input_size[0]}x{self.input_size[1]}; resize them, or correct the input size"
             )
 
-    def _find_head(self, calls: list[_LinearCall], logits: Tensor) -> tuple[str, bool]:
+    def _find_head(self, calls: list[LinearCall], logits: Tensor) -> tuple[str, bool]:
         parameters = {id(tensor): name for name, tensor in self.network.named_parameters()}
         for call in reversed(calls):
             averaged = call.output.ndim == 4 and call.output.shape[2:] != (1, 1)
@@ -376,7 +376,7 @@ class Classifier:
         return head_input.mean((2, 3)) if head_input.ndim == 4 else head_input
 
     def _editing_head_input(self, edit: Callable[[Tensor], Tensor]) -> TorchFunctionMode:
-        return _HeadInput(self._head_weight(), edit)
+        return HeadInput(self._head_weight(), edit)
 
 
 def _as_channels(value: float | Sequence[float], name: str) -> tuple[float, ...]:
@@ -417,54 +417,3 @@ def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@dataclass(frozen=True)
-class _LinearCall:
-    weight: Tensor
-    output: Tensor
-
-
-def _linear_weight(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
-    """The weight of a linear layer or a 1x1 convolution, None for every other torch function."""
-    if func is not F.linear and func is not torch.conv2d:
-        return None
-    weight = args[1] if len(args) > 1 else kwargs.get("weight")
-    if not isinstance(weight, Tensor):
-        return None
-    if weight.ndim == 4 and tuple(weight.shape[2:]) != (1, 1):
-        return None
-    return weight
-
-
-class _LinearCalls(TorchFunctionMode):
-    """Records every linear call while active; nothing is attached to the network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[_LinearCall] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        weight = _linear_weight(func, args, kwargs or {})
-        if weight is not None:
-            self.calls.append(_LinearCall(weight, output))
-        return output
-
-
-class _HeadInput(TorchFunctionMode):
-    """Passes the input of one linear layer through ``edit`` while active."""
-
-    def __init__(self, weight: Tensor, edit: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.weight = weight
-        self.edit = edit
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if _linear_weight(func, args, kwargs) is self.weight:
-            if args:
-                args = (self.edit(args[0]), *args[1:])
-            else:
-                kwargs = {**kwargs, "input": self.edit(kwargs["input"])}
-        return func(*args, **kwargs)

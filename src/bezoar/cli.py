@@ -5,9 +5,7 @@ Nothing heavy is imported before a command runs, so ``bezoar --help`` answers at
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -18,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from bezoar.errors import InputError
+from bezoar.screen import print_facts, print_scan, progress_bar
 
 if TYPE_CHECKING:
     from bezoar.images import ImageSet
     from bezoar.intake import LoadedModel
     from bezoar.methods import Method
-    from bezoar.training import Progress
 
 OK, FOUND, UNUSABLE = 0, 1, 2
 
@@ -108,7 +106,7 @@ class Demo(Common):
         # The demo makes its own folder, and the JSON may lie in it.
         if self.json and Path(self.json).parent != self.out:
             _check_outputs(self.json)
-        with _progress(self._silent) as progress:
+        with progress_bar(self._silent) as progress:
             record, page = demo.run(
                 self.out, seed=self.seed, device=device, progress=progress, command=_command()
             )
@@ -153,7 +151,7 @@ class Inspect(Common, Model):
             record["notices"] = [*record["notices"], *loaded.notices]
         _write_json(self.json, record)
         if not self._silent:
-            _print_facts(record)
+            print_facts(record)
         return OK
 
 
@@ -178,7 +176,7 @@ class Scan(Common, Model, Images):
         from bezoar import pipeline
 
         loaded, images = _load(self, self, outputs=(self.report, self.json))
-        with _progress(self._silent) as progress:
+        with progress_bar(self._silent) as progress:
             finding = pipeline.scan(loaded.classifier, images, seed=self.seed, progress=progress)
         record = finding.record | {"command": _command()}
         _add_sources(record, loaded, self.images)
@@ -186,7 +184,7 @@ class Scan(Common, Model, Images):
             _write_report(self.report, record, images, loaded, finding.suspects)
         _write_json(self.json, record)
         if not (self._silent):
-            _print_scan(record)
+            print_scan(record)
             if self.report:
                 print(f"Report: {self.report}")
         return _exit_code(record["verdict"], self.fail_on)
@@ -234,7 +232,7 @@ class Clean(Common, Model, Images):
         method = _method(self.method, self.preset, self.set)
         loaded, images = _load(self, self, outputs=(self.out, report, self.json))
         intake.check_writable(self.out, loaded.weights)
-        with _progress(self._silent) as progress:
+        with progress_bar(self._silent) as progress:
             repair = pipeline.clean(
                 loaded.classifier,
                 images,
@@ -256,7 +254,7 @@ class Clean(Common, Model, Images):
         _write_report(report, record, images, loaded, record["scan"]["suspects"])
         _write_json(self.json, record)
         if not (self._silent):
-            _print_scan(record["scan"])
+            print_scan(record["scan"])
             print(record["outcome"])
             print(f"Weights: {self.out}" if record["written"] else "No weights were written.")
             print(f"Report: {report}")
@@ -370,6 +368,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    # Threads that wait by spinning slow a busy machine down many times over; torch reads this when
+    # it is imported, which happens below.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if arguments is None else arguments
     if given in (["--version"], ["-V"]):
         from bezoar import __version__
@@ -418,7 +419,7 @@ def _load(
     loaded = intake.load_model(model.model, device=device, **_given(model))
     _check_outputs(*outputs, inputs=(loaded.weights.path,))
     classifier = loaded.classifier
-    with _progress(model._silent) as progress:
+    with progress_bar(model._silent) as progress:
         images = ImageSet.open(
             source.images,
             channels=loaded.description.channels,
@@ -546,70 +547,6 @@ def _write_report(
 
     pictures = examples(loaded.classifier, images, suspects)
     report.write(path, report.render(to_json(record), pictures))
-
-
-# -- the screen ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    """A progress bar on standard error, or nothing where nobody would see it move."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _what, _share: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, share: float) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=1.0)
-            bar.update(tasks[what], completed=share)
-
-        yield show
-
-
-def _print_facts(record: dict[str, Any]) -> None:
-    for key, value in record.items():
-        if key == "kind" or value in (None, "", (), [], {}):
-            continue
-        if isinstance(value, dict):
-            value = ", ".join(f"{name}: {count}" for name, count in value.items())
-        elif isinstance(value, list | tuple):
-            value = ", ".join(map(str, value))
-        print(f"{key.replace('_', ' ')}: {value}")
-
-
-def _print_scan(record: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    styles = {"backdoor found": "bold red", "suspicious": "bold yellow", "nothing found": "bold"}
-    console.print(record["verdict"].upper(), style=styles[record["verdict"]])
-    console.print(record["sentence"])
-    table = Table(box=None, pad_edge=False)
-    for name, side in (("class", "left"), ("shift", "right"), ("score", "right"), ("p", "right")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]  # a literal of rich
-    statistic = record["statistic"]
-    for k in record["ranking"][:5]:
-        value, score, p = (
-            statistic["values"][k],
-            statistic["scores"][k],
-            record["p_values"][k],
-        )
-        table.add_row(
-            record["model"]["classes"][k],
-            f"{value:.3f}" if math.isfinite(value) else "no shift",
-            f"{score:.2f}" if math.isfinite(score) else "-",
-            f"{p:.4f}" if p >= 1e-4 else "< 0.0001",
-        )
-    console.print(table)
-    for notice in record["notices"]:
-        console.print(f"Note: {notice}")
 
 
 def _exit_code(verdict: str, fail_on: str) -> int:

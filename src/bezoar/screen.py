@@ -1,0 +1,75 @@
+"""What the commands show on the screen: progress, the facts of a file, the verdict of a scan."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bezoar.training import Progress
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """A progress bar on standard error, or nothing where nobody would see it move."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _what, _share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, share: float) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=1.0)
+            bar.update(tasks[what], completed=share)
+
+        yield show
+
+
+def print_facts(record: dict[str, Any]) -> None:
+    """One line for each fact that there is."""
+    for key, value in record.items():
+        if key == "kind" or value in (None, "", (), [], {}):
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{name}: {count}" for name, count in value.items())
+        elif isinstance(value, list | tuple):
+            value = ", ".join(map(str, value))
+        print(f"{key.replace('_', ' ')}: {value}")
+
+
+def print_scan(record: dict[str, Any]) -> None:
+    """The verdict, the five most suspicious classes, and the notices."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    styles = {"backdoor found": "bold red", "suspicious": "bold yellow", "nothing found": "bold"}
+    console.print(record["verdict"].upper(), style=styles[record["verdict"]])
+    console.print(record["sentence"])
+    table = Table(box=None, pad_edge=False)
+    for name, side in (("class", "left"), ("shift", "right"), ("score", "right"), ("p", "right")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]  # a literal of rich
+    statistic = record["statistic"]
+    for k in record["ranking"][:5]:
+        value, score, p = (
+            statistic["values"][k],
+            statistic["scores"][k],
+            record["p_values"][k],
+        )
+        table.add_row(
+            record["model"]["classes"][k],
+            f"{value:.3f}" if math.isfinite(value) else "no shift",
+            f"{score:.2f}" if math.isfinite(score) else "-",
+            f"{p:.4f}" if p >= 1e-4 else "< 0.0001",
+        )
+    console.print(table)
+    for notice in record["notices"]:
+        console.print(f"Note: {notice}")
