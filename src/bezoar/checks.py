@@ -1,0 +1,73 @@
+"""Whether images and a network belong together: found out before any expensive work."""
+
+from __future__ import annotations
+
+import torch
+
+from bezoar.classifier import Classifier
+from bezoar.errors import InputError
+from bezoar.images import ImageSet
+from bezoar.metrics import accuracy
+
+CHECKED = 128  # images that show whether images, labels and network belong together
+
+
+def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
+    """Refuses images that cannot serve as clean images of the classifier's task.
+
+    Returns:
+        Sentences that the user should read although the work can go on.
+
+    Raises:
+        InputError: no image, fewer images than classes, a class without an image, a label the
+            network has no logit for, or an accuracy at the level of chance.
+    """
+    if not len(clean):
+        raise InputError("there are no clean images; give at least one of each class")
+    for name, tensor in classifier.network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"the network's tensor {name!r} holds values that are not finite numbers; the file "
+                "is damaged or its training diverged"
+            )
+    classifier.trace(clean.shape)
+    count = classifier.num_classes
+    if len(clean) < count:
+        raise InputError(
+            f"there are {len(clean)} clean images and {count} classes; give at least one image of "
+            "each class"
+        )
+    notices = list(getattr(clean, "notices", ()))
+    if clean.labels is None:
+        return [*notices, "The images have no labels; the classes they show were not checked."]
+    highest = int(clean.labels.max())
+    if highest >= count:
+        raise InputError(
+            f"the images have {highest + 1} classes and the network has {count}; check that they "
+            "belong together"
+        )
+    per_class = torch.bincount(clean.labels.cpu(), minlength=count)
+    missing = torch.nonzero(per_class == 0).flatten().tolist()
+    if missing:
+        shown = ", ".join(classifier.classes[k] for k in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise InputError(
+            f"no clean image shows class {shown}{more}; give at least one image of each of the "
+            f"{count} classes"
+        )
+    # A sample tells chance from skill; running all images twice would double the scan's time.
+    some = clean.sample(CHECKED, seed=0)
+    truth = some.require_labels("the check").to(classifier.device)
+    found = accuracy(classifier.logits(some).argmax(1), truth)
+    if found.low <= 1 / count and found.value < 0.5:
+        raise InputError(
+            f"the network answers {100 * found.value:.1f} % of {len(some)} clean images with their "
+            "label, no better than chance; check the order of the classes, the mean and std, and "
+            "that the images belong to this model"
+        )
+    if found.value < 0.5:
+        notices.append(
+            f"The network answers only {100 * found.value:.1f} % of {len(some)} clean images with "
+            "their label; check the order of the classes, and the mean and std."
+        )
+    return notices
