@@ -46,7 +46,7 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
             f"the images have {highest + 1} classes and the network has {count}; check that they "
             "belong together"
         )
-    per_class = torch.bincount(clean.labels.cpu(), minlength=count)
+    per_class = clean.class_counts(count)
     missing = torch.nonzero(per_class == 0).flatten().tolist()
     if missing:
         shown = ", ".join(classifier.classes[k] for k in missing[:5])

@@ -402,7 +402,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _given(model: Model) -> dict[str, Any]:
     names = ("architecture", "mean", "std", "input_size", "classes")
-    return {name: getattr(model, name) for name in names if getattr(model, name) is not None}
+    return {name: getattr(model, name) for name in names}  # None is "not given" to load_model
 
 
 def _load(

@@ -233,7 +233,7 @@ def describe(classifier: Classifier, images: ImageSet, seed: int) -> dict[str, A
     network = classifier.network
     counts = None
     if images.labels is not None:
-        counts = torch.bincount(images.labels.cpu(), minlength=classifier.num_classes).tolist()
+        counts = images.class_counts(classifier.num_classes).tolist()
     return {
         "bezoar": bezoar.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

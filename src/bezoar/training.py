@@ -7,6 +7,7 @@ SGD with momentum on a device-resident ``ImageSet``, batched augmentation on the
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
@@ -176,7 +177,7 @@ def fit(
                 step += 1
             mean_loss = float(torch.stack(losses).mean()) if losses else 0.0
             history.seconds += time.perf_counter() - started
-            if mean_loss != mean_loss or mean_loss == float("inf"):
+            if not math.isfinite(mean_loss):
                 raise _diverged(what, f"the loss is {mean_loss} in epoch {epoch + 1}", recipe)
             history.loss.append(mean_loss)
             if validation is not None:
