@@ -35,4 +35,14 @@ def names() -> list[str]:
     return networks.names()
 
 
-from bezoar.networks import resnet, small_cnn, vgg, wide_resnet  # noqa: E402, F401 (they register)
+from bezoar.networks import (  # noqa: E402, F401 (they register)
+    mobilenet,
+    plain_cnn,
+    preact_resnet,
+    resnet,
+    small_cnn,
+    torchvision_resnet,
+    vgg,
+    vision_transformer,
+    wide_resnet,
+)
