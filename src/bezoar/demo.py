@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import time
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from bezoar import networks, pipeline, report
 from bezoar.attacks import BadNets
 from bezoar.classifier import Classifier
+from bezoar.datasets import read_digits
 from bezoar.errors import InputError
 from bezoar.evaluation import Scores, compare, evaluate
 from bezoar.images import ImageSet
@@ -45,11 +45,7 @@ def load_digits(*, seed: int = 0) -> tuple[ImageSet, ImageSet, ImageSet]:
     The 1,797 digits of the UCI data set (8x8, grey; see ``data/README.md``) in an order that
     ``seed`` draws.
     """
-    packed = resources.files("bezoar").joinpath("data/digits.npz").read_bytes()
-    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-        digits = ImageSet.from_arrays(
-            arrays["images"], arrays["labels"], [str(digit) for digit in range(10)]
-        )
+    digits = read_digits()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
     parts = order[:TRAIN], order[TRAIN : TRAIN + CLEAN], order[TRAIN + CLEAN :]
     train, clean, test = (digits.subset(part) for part in parts)
