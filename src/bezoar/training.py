@@ -10,9 +10,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
-import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ from bezoar.classifier import Classifier
 from bezoar.device import training_precision
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.recipe import History, Recipe
+from bezoar.resuming import Checkpoint, TrainingState
+
+__all__ = ["BatchHook", "History", "Loss", "Progress", "Recipe", "fit", "no_progress"]
 
 Loss = Callable[[Classifier, Tensor, Tensor, torch.Generator], Tensor]
 """(classifier, images (n, c, h, w) in [0, 1], labels (n,), generator) → scalar loss."""
@@ -36,58 +40,41 @@ def no_progress(_what: str, _share: float) -> None:
     """The progress callback of whoever does not want one."""
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to train.
+class BatchHook:
+    """What an attacker (or an experiment) does in each step; by default nothing.
 
-    Attributes:
-        epochs: passes over the images.
-        batch_size: images in a step.
-        learning_rate: the highest one.
-        schedule: ``cosine`` falls from it to 0; ``one-cycle`` rises for a fifth, then falls
-            linearly to 0; ``constant`` stays.
-        momentum: of SGD (Nesterov).
-        weight_decay: on all parameters.
-        clip_norm: largest gradient norm; 0 does not clip.
-        crop_padding: pixels of random shift; 0 does not shift.
-        flip: random horizontal flips; wrong for digits and signs.
-        batch_norm: ``train`` normalises with each batch, ``eval`` keeps the running statistics.
-        bfloat16: multiply in ``bfloat16`` where the processor does that faster.
+    A hook may train a module of its own beside the network: images that leave ``batch`` with a
+    graph collect gradients there, and ``after_backward`` steps its own optimizer.
     """
 
-    epochs: int = 10
-    batch_size: int = 128
-    learning_rate: float = 0.01
-    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    clip_norm: float = 0.0
-    crop_padding: int = 0
-    flip: bool = False
-    batch_norm: Literal["train", "eval"] = "train"
-    bfloat16: bool = False
+    def batch(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Changes a batch before augmentation.
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("learning_rate", "momentum", "weight_decay", "clip_norm", "crop_padding"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        Args:
+            images: shape (n, c, h, w) in [0, 1], on the network's device.
+            labels: shape (n,).
+            generator: of all draws, on the CPU.
 
+        Returns:
+            As many images and labels.
+        """
+        return images, labels
 
-class History(msgspec.Struct, kw_only=True):
-    """What happened: one value for each epoch, and the seconds of training alone."""
+    def penalty(self, classifier: Classifier) -> Tensor | None:
+        """A scalar that is added to the loss of this batch."""
+        return None
 
-    loss: list[float] = []
-    accuracy: list[float] = []
-    seconds: float = 0.0
+    def after_backward(self) -> None:
+        """Called when the gradients are there and the network has made its step."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs of this hook: tensors and plain values."""
+        return {}
 
-def cross_entropy(
-    classifier: Classifier, images: Tensor, labels: Tensor, _generator: torch.Generator
-) -> Tensor:
-    """The ordinary loss."""
-    return F.cross_entropy(classifier(images), labels)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state back."""
 
 
 def fit(
@@ -96,10 +83,12 @@ def fit(
     recipe: Recipe,
     *,
     seed: int,
-    loss: Loss = cross_entropy,
+    loss: Loss | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
     validation: ImageSet | None = None,
     before_epoch: Callable[[int], None] | None = None,
+    hook: BatchHook | None = None,
+    checkpoint: Path | None = None,
     progress: Progress = no_progress,
     what: str = "training",
 ) -> History:
@@ -110,16 +99,19 @@ def fit(
         images: labelled training images.
         recipe: how.
         seed: of the order, the augmentation and what the loss draws.
-        loss: what is minimised.
+        loss: what is minimised; by default the cross-entropy.
         parameters: which ones train; by default all.
         validation: labelled images whose accuracy is recorded after each epoch (not timed).
         before_epoch: called with the number of the epoch, from 0, before it begins.
+        hook: what else happens in each step.
+        checkpoint: a file that is renewed after each epoch and removed at the end. Where it is
+            there at the start, training goes on from it and ends as if it had not been interrupted.
         progress: called after each epoch.
         what: the name of this work for ``progress``.
 
     Raises:
-        InputError: no labels, a label the network has no logit for, or the recipe let the loss
-            or the weights grow beyond all finite numbers.
+        InputError: no labels, a label the network has no logit for, a checkpoint of another
+            training, or the recipe let the loss or the weights grow beyond all finite numbers.
     """
     labels = images.require_labels(what)
     network, device = classifier.network, classifier.device
@@ -129,6 +121,8 @@ def fit(
             f"label {int(labels.max())} needs {int(labels.max()) + 1} classes and the network has "
             f"{classifier.num_classes}"
         )
+    hook = hook or BatchHook()
+    loss = loss or _cross_entropy(recipe)
     trained = list(network.parameters() if parameters is None else parameters)
     optimizer = torch.optim.SGD(
         trained,
@@ -138,17 +132,17 @@ def fit(
         nesterov=recipe.momentum > 0,
     )
     generator = torch.Generator().manual_seed(seed)
-    history = History()
     steps_in_epoch = max(1, -(-len(images) // recipe.batch_size))
     total = recipe.epochs * steps_in_epoch
-    step = 0
     layout = {"memory_format": torch.channels_last} if device.type != "mps" else {}
     network.to(**layout)  # type: ignore[call-overload]  # torch's stub lacks memory_format
     resident = images.to(device)
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with forked, _requiring_gradients(trained):
+    with forked, _requiring_gradients(trained), _compiled(network, recipe.compile):
         torch.manual_seed(seed)  # dropout and the like draw from the global generator
-        for epoch in range(recipe.epochs):
+        run = TrainingState(network, optimizer, generator, hook, recipe.ema)
+        saved = Checkpoint(checkpoint, run, images, {"recipe": recipe, "seed": seed, "what": what})
+        for epoch in range(run.epochs, recipe.epochs):
             started = time.perf_counter()
             if before_epoch is not None:
                 before_epoch(epoch)
@@ -156,40 +150,75 @@ def fit(
             losses: list[Tensor] = []
             for batch, batch_labels in resident.batches(recipe.batch_size, generator=generator):
                 leftover = len(batch) == 1 < recipe.batch_size
-                if leftover and recipe.batch_norm == "train" and step:
+                if leftover and recipe.batch_norm == "train" and run.steps:
                     continue  # batch statistics of one image are no statistics
                 assert batch_labels is not None  # noqa: S101 (require_labels above)
+                batch, batch_labels = hook.batch(batch, batch_labels, generator)
                 if recipe.crop_padding or recipe.flip:
                     batch = crop_and_flip(
-                        batch, padding=recipe.crop_padding, flip=recipe.flip, generator=generator
+                        batch,
+                        padding=recipe.crop_padding,
+                        flip=recipe.flip,
+                        generator=generator,
+                        border=recipe.border,
                     )
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate * _rate(recipe, step, total)
+                    group["lr"] = recipe.learning_rate * _rate(recipe, run.steps, total)
                 with training_precision(device, recipe.bfloat16):
                     value = loss(classifier, batch, batch_labels, generator)
+                    penalty = hook.penalty(classifier)
+                    value = value if penalty is None else value + penalty
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()  # type: ignore[no-untyped-call]  # torch's stub lacks the type
                 if recipe.clip_norm:
                     nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
                 optimizer.step()
+                hook.after_backward()
                 losses.append(value.detach().float())
-                step += 1
+                run.count_step()
             mean_loss = float(torch.stack(losses).mean()) if losses else 0.0
-            history.seconds += time.perf_counter() - started
+            run.history.seconds += time.perf_counter() - started
             if not math.isfinite(mean_loss):
                 raise _diverged(what, f"the loss is {mean_loss} in epoch {epoch + 1}", recipe)
-            history.loss.append(mean_loss)
+            run.history.loss.append(mean_loss)
             if validation is not None:
                 answers = classifier.logits(validation).argmax(1)
                 truth = validation.require_labels(what).to(answers.device)
-                history.accuracy.append(float((answers == truth).float().mean()))
+                run.history.accuracy.append(float((answers == truth).float().mean()))
+            saved.write()
             progress(what, (epoch + 1) / recipe.epochs)
+        run.take_average()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
     network.eval()
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
         raise _diverged(what, "the weights are not finite numbers after the last epoch", recipe)
-    return history
+    saved.remove()
+    return run.history
+
+
+def _cross_entropy(recipe: Recipe) -> Loss:
+    def loss(
+        classifier: Classifier, images: Tensor, labels: Tensor, _generator: torch.Generator
+    ) -> Tensor:
+        logits = classifier(images)
+        return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+
+    return loss
+
+
+@contextlib.contextmanager
+def _compiled(network: nn.Module, wanted: bool) -> Iterator[None]:
+    """The network compiled inside the block, and as it was afterwards."""
+    if not wanted:
+        yield
+        return
+    before = network._compiled_call_impl
+    network.compile()
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = before
 
 
 @contextlib.contextmanager
