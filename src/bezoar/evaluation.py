@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bezoar.attacks import Attack
 from bezoar.classifier import BATCH, Classifier
@@ -47,7 +48,7 @@ def evaluate(
     """Measures ``classifier`` on labelled test images, clean and stamped.
 
     The trigger goes on the pixels before normalisation, and the stamped pixels are rounded to
-    8 bits as in an image file.
+    8 bits as in an image file. An attack of several triggers stamps the images with each in turn.
 
     Raises:
         InputError: no labels, a label or a target the network does not have, no image of another
@@ -56,28 +57,50 @@ def evaluate(
     labels = images.require_labels("evaluation")
     classifier.trace(images.shape)
     images.class_counts(classifier.num_classes)
-    if attack.target >= classifier.num_classes:
-        raise InputError(
-            f"the attack's target class is {attack.target} and the network has "
-            f"{classifier.num_classes} classes (0 to {classifier.num_classes - 1})"
-        )
-    counted = attack.applies_to(labels)
-    if not bool(counted.any()):
-        raise InputError("every image is of the target class; ASR needs images of other classes")
-    stamped_answers = []  # first, because a trigger that does not fit shows at the first batch
-    with classifier.evaluating(), torch.inference_mode():
-        chosen = images.subset(torch.nonzero(counted).flatten())
-        for batch, _ in chosen.batches(batch_size, device=classifier.device):
-            stamped = (attack.stamp(batch) * 255).round().clamp(0, 255) / 255
-            stamped_answers.append(classifier(stamped).argmax(1).to(labels.device))
+    stamped_answers, wanted, truths = [], [], []
+    # Stamped ones first, because a trigger that does not fit shows at the first batch.
+    for part in attack.parts:
+        counted = _counted(part, labels, classifier.num_classes)
+        truth = labels[counted]
+        stamped_answers.append(_answers(classifier, images.subset(counted), part, batch_size))
+        wanted.append(part.relabel(truth))
+        truths.append(truth)
     clean_answers = classifier.logits(images, batch_size=batch_size).argmax(1).to(labels.device)
-    answers, truth = torch.cat(stamped_answers), labels[counted]
+    answers, truth = torch.cat(stamped_answers).to(labels.device), torch.cat(truths)
     rates = {
         "acc": accuracy(clean_answers, labels),
-        "asr": attack_success_rate(answers, attack.relabel(truth)),
+        "asr": attack_success_rate(answers, torch.cat(wanted)),
         "ra": robust_accuracy(answers, truth),
     }
     return Scores(rates["acc"].value, rates["asr"].value, rates["ra"].value, rates)
+
+
+def _counted(attack: Attack, labels: Tensor, num_classes: int) -> Tensor:
+    """The positions of the images that count for ASR."""
+    counted = torch.nonzero(attack.applies_to(labels)).flatten()
+    if not len(counted):
+        raise InputError(
+            "every image is of the target class; ASR needs images of other classes"
+            if attack.mode == "all-to-one"
+            else f"no image is of a class that the attack is about: {attack!r}"
+        )
+    highest = max(int(attack.relabel(labels[counted]).max()), attack.num_classes - 1)
+    if highest >= num_classes:
+        raise InputError(
+            f"the attack's target class is {highest} and the network has {num_classes} classes "
+            f"(0 to {num_classes - 1})"
+        )
+    return counted
+
+
+def _answers(classifier: Classifier, images: ImageSet, attack: Attack, batch_size: int) -> Tensor:
+    """The classes that stamped images are answered with."""
+    found = []
+    with classifier.evaluating(), torch.inference_mode():
+        for batch, _ in images.batches(batch_size, device=classifier.device):
+            stamped = (attack.stamp(batch) * 255).round().clamp(0, 255) / 255
+            found.append(classifier(stamped).argmax(1))
+    return torch.cat(found)
 
 
 def compare(attack: Attack, before: Scores, after: Scores) -> dict[str, Any]:

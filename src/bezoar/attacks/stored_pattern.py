@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,15 +31,20 @@ class StoredPattern(Attack, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     file: str
     index: int = 0
 
-    def stamp(self, images: Tensor) -> Tensor:
-        """Puts the stored trigger on images (n, c, h, w) in [0, 1]."""
+    def draw(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
+        """``pattern`` and ``mask`` as in the file, each (c, h, w)."""
         pattern, mask = self._load()
-        if pattern.shape != images.shape[1:]:
+        if pattern.shape != shape:
             raise InputError(
                 f"the trigger in {self.file} has shape {tuple(pattern.shape)} and the images "
-                f"{tuple(images.shape[1:])}"
+                f"{tuple(shape)}"
             )
-        return (images * (1 - mask.to(images)) + pattern.to(images)).clamp(0, 1)
+        return {"pattern": pattern, "mask": mask}
+
+    def apply(self, images: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Puts the stored trigger on images (n, c, h, w) in [0, 1]."""
+        pattern, mask = tensors["pattern"].to(images), tensors["mask"].to(images)
+        return (images * (1 - mask) + pattern).clamp(0, 1)
 
     def _load(self) -> tuple[Tensor, Tensor]:
         try:
