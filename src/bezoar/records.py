@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -23,6 +24,15 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     return value
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Writes the record beside ``path`` and renames, indented, with a newline at the end.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    write_text(path, json.dumps(to_json(record), indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
