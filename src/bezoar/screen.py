@@ -73,3 +73,40 @@ def print_scan(record: dict[str, Any]) -> None:
     console.print(table)
     for notice in record["notices"]:
         console.print(f"Note: {notice}")
+
+
+def print_model(record: dict[str, Any]) -> None:
+    """The scores of a model that was made, and of its clean twin."""
+    for what, scores in (("", record["scores"]), ("clean twin ", record["clean twin"] or {})):
+        for name in ("acc", "asr", "ra"):
+            if name in scores:
+                value = scores[name]
+                print(
+                    f"{what}{name.upper()}  {100 * value['value']:5.1f} %   "
+                    f"(95 %: {100 * value['low']:.1f} to {100 * value['high']:.1f}, "
+                    f"{value['count']} images)"
+                )
+    if record["status"] == "weak":
+        print("Note: the ASR is below 90 %; do not count this model as a backdoored one.")
+    for note in (*record["planting"].get("notes", ()), *record["images"]["notices"]):
+        print(f"Note: {note}")
+
+
+def print_pool(entries: list[dict[str, Any]], failed: dict[str, str]) -> None:
+    """One line a model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "half", "status", "ACC", "ASR", "twin ASR"):
+        table.add_column(name, justify="right" if name.isupper() or "ASR" in name else "left")
+    for entry in entries:
+        rates = ("-" if entry[key] is None else f"{100 * entry[key]:.1f}" for key in _RATES)
+        table.add_row(entry["name"], entry["half"], entry["status"], *rates)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for name, reason in failed.items():
+        console.print(f"failed: {name}: {reason}")
+
+
+_RATES = ("acc", "asr", "twin_asr")

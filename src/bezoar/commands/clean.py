@@ -1,0 +1,121 @@
+"""``bezoar clean``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from bezoar.commands.inputs import load
+from bezoar.commands.lists import flat
+from bezoar.commands.options import FOUND, OK, ModelOnImages
+from bezoar.commands.outputs import (
+    add_sources,
+    command_line,
+    write_record,
+    write_report,
+)
+from bezoar.errors import InputError
+from bezoar.screen import print_scan, progress_bar
+
+if TYPE_CHECKING:
+    from bezoar.methods import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(ModelOnImages):
+    """Cleaned weights and a report.
+
+    Without --method the model is scanned first: nothing found leaves it untouched, a suspected
+    class is repaired.
+
+    Exit code 0: done. 1: the repair costs too much accuracy and was not written. 2: input not
+    usable.
+
+    Attributes:
+        out: where the cleaned weights go: same keys, number formats and container as the input.
+        method: which method; see `bezoar methods`.
+        preset: published takes the paper's settings instead of ours.
+        set: hyper-parameters as name=value, such as beta=2 recipe.epochs=10.
+        max_accuracy_drop: points of held-out accuracy, out of 100, that a repair may cost.
+        force: write the repair even if it costs more.
+        report: write the HTML report to this file; by default beside the output.
+    """
+
+    out: Path
+    method: str = "auto"
+    preset: Literal["default", "published"] = "default"
+    set: tuple[str, ...] = ()
+    max_accuracy_drop: float = 5.0
+    force: bool = False
+    report: Path | None = None
+
+    def run(self) -> int:
+        """Runs the repair."""
+        from bezoar import intake, pipeline
+
+        report = self.report or self.out.with_name(f"{self.out.stem}.report.html")
+        if not 0 <= self.max_accuracy_drop <= 100:
+            raise InputError(
+                f"--max-accuracy-drop is {self.max_accuracy_drop:g}; expected points from 0 to 100"
+            )
+        method = _method(self.method, self.preset, self.set)
+        loaded, images = load(self, outputs=(self.out, report, self.json))
+        intake.check_writable(self.out, loaded.weights)
+        with progress_bar(self.silent) as progress:
+            repair = pipeline.clean(
+                loaded.classifier,
+                images,
+                method=method,
+                seed=self.seed,
+                max_accuracy_drop=self.max_accuracy_drop / 100,
+                progress=progress,
+            )
+        record = repair.record | {"command": command_line(), "written": False, "forced": False}
+        add_sources(record, loaded, self.images)
+        add_sources(record["scan"], loaded, self.images)
+        if record["accepted"] or self.force:
+            intake.write_weights(loaded.weights, repair.classifier.network.state_dict(), self.out)
+            record["written"], record["forced"] = True, not record["accepted"]
+            record["output"] = {
+                "file": str(self.out),
+                "sha256": intake.read_weights(self.out).sha256,
+            }
+        write_report(report, record, images, loaded, record["scan"]["suspects"])
+        write_record(self.json, record)
+        if not self.silent:
+            print_scan(record["scan"])
+            print(record["outcome"])
+            print(f"Weights: {self.out}" if record["written"] else "No weights were written.")
+            print(f"Report: {report}")
+        return OK if record["written"] else FOUND
+
+
+def _method(
+    name: str, preset: Literal["default", "published"], settings: tuple[str, ...]
+) -> Method | None:
+    import msgspec
+
+    from bezoar.methods import methods
+
+    if name == "auto":
+        if settings or preset != "default":
+            raise InputError("--set and --preset need a --method; see `bezoar methods`")
+        return None
+    kind = methods.get(name)
+    method = kind.published() if preset == "published" else kind()
+    values = method.configuration()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        place = values
+        *path, last = key.split(".")
+        for part in path:
+            place = place.get(part, {}) if isinstance(place, dict) else {}
+        if not equals or not isinstance(place, dict) or last not in place:
+            known = ", ".join(key for key, _ in flat(values))
+            raise InputError(f"--set {setting}: expected name=value with one of {known}")
+        place[last] = None if text.lower() == "none" else text
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise InputError(f"--set {' '.join(settings)}: {error}") from None

@@ -1,0 +1,55 @@
+"""``bezoar demo``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bezoar.commands.options import OK, Common
+from bezoar.commands.outputs import (
+    check_outputs,
+    command_line,
+    write_record,
+)
+from bezoar.screen import progress_bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Common):
+    """Poison, scan, clean, check: real handwritten digits, under a minute, with a report.
+
+    Attributes:
+        out: folder for the models, the records and the report.
+        open: show the report in the browser; --no-open leaves it closed.
+    """
+
+    out: Path = Path("bezoar-demo")
+    open: bool = True
+
+    def run(self) -> int:
+        """Runs the demo."""
+        import torch
+
+        from bezoar import demo
+        from bezoar.device import resolve_device
+
+        device = resolve_device(self.device)
+        torch.set_num_threads(1)  # sharing out 8x8 images costs more than it saves
+        # The demo makes its own folder, and the JSON may lie in it.
+        if self.json and Path(self.json).parent != self.out:
+            check_outputs(self.json)
+        with progress_bar(self.silent) as progress:
+            record, page = demo.run(
+                self.out, seed=self.seed, device=device, progress=progress, command=command_line()
+            )
+        write_record(self.json, record)
+        if not self.silent:
+            for line in record["story"]:
+                print(line)
+            print(f"Report: {page}")
+        if self.open and not self.silent and sys.stdout.isatty():
+            import webbrowser
+
+            webbrowser.open(page.resolve().as_uri())
+        return OK

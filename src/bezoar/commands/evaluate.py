@@ -1,0 +1,47 @@
+"""``bezoar evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bezoar.commands.inputs import load
+from bezoar.commands.options import OK, ModelOnImages
+from bezoar.commands.outputs import (
+    command_line,
+    write_record,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(ModelOnImages):
+    """ACC, ASR and RA when the trigger is known.
+
+    Attributes:
+        trigger: the attack and its parameters, such as bad-nets:target=3,size=4 or
+            stored-pattern:file=trigger.npy,target=5.
+    """
+
+    trigger: str
+
+    def run(self) -> int:
+        """Measures the model."""
+        from bezoar.attacks import parse_attack
+        from bezoar.evaluation import evaluate
+
+        attack = parse_attack(self.trigger)
+        loaded, images = load(self, outputs=(self.json,))
+        scores = evaluate(loaded.classifier, images, attack)
+        record = {
+            "kind": "evaluate",
+            "attack": repr(attack),
+            "scores": scores.as_record(),
+            "command": command_line(),
+        }
+        write_record(self.json, record)
+        if not self.silent:
+            for name, rate in scores.intervals.items():
+                print(
+                    f"{name.upper()}  {100 * rate.value:5.1f} %   "
+                    f"(95 %: {100 * rate.low:.1f} to {100 * rate.high:.1f}, {rate.count} images)"
+                )
+        return OK

@@ -1,0 +1,50 @@
+"""Reading what the user named: models and images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bezoar.commands.options import Model, ModelOnImages
+from bezoar.commands.outputs import check_outputs
+from bezoar.errors import InputError
+from bezoar.screen import progress_bar
+
+if TYPE_CHECKING:
+    from bezoar.images import ImageSet
+    from bezoar.intake import LoadedModel
+
+
+def given_facts(model: Model) -> dict[str, Any]:
+    """The facts of a model as ``load_model`` takes them; None is "not given" to it."""
+    names = ("architecture", "mean", "std", "input_size", "classes")
+    return {name: getattr(model, name) for name in names}
+
+
+def load(
+    command: ModelOnImages, *, outputs: tuple[Path | str | None, ...]
+) -> tuple[LoadedModel, ImageSet]:
+    """The model and the images of a command, after a look at where its outputs shall go."""
+    from bezoar import intake
+    from bezoar.device import resolve_device
+    from bezoar.images import ImageSet
+
+    check_outputs(*outputs, inputs=(command.model, command.images))
+    if command.limit is not None and command.limit < 1:
+        raise InputError(f"--limit is {command.limit}; expected at least 1")
+    device = resolve_device(command.device)
+    loaded = intake.load_model(command.model, device=device, **given_facts(command))
+    check_outputs(*outputs, inputs=(loaded.weights.path,))
+    classifier = loaded.classifier
+    with progress_bar(command.silent) as progress:
+        images = ImageSet.open(
+            command.images,
+            channels=loaded.description.channels,
+            size=classifier.input_size,
+            resize=command.resize,
+            classes=loaded.description.classes,
+            progress=lambda done, total: progress("reading images", done / max(total, 1)),
+        )
+    if command.limit is not None and command.limit < len(images):
+        images = images.sample(command.limit, seed=command.seed)
+    return loaded, images

@@ -1,0 +1,79 @@
+"""Options that several commands share, and the exit codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+OK, FOUND, UNUSABLE = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command.
+
+    Attributes:
+        json: write the full record as JSON to this file; - is standard output.
+        seed: where the random draws start; the same seed gives the same result.
+        device: where to compute, such as cpu or cuda; by default the accelerator if there is one.
+        quiet: no progress and no summary.
+    """
+
+    json: str | None = None
+    seed: int = 0
+    device: str | None = None
+    quiet: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether the screen is left alone, because nobody wants it or JSON goes there."""
+        return self.quiet or self.json == "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Facts about a bare weights file; a model.toml holds them already.
+
+    Attributes:
+        architecture: timm:NAME, torchvision:NAME, bezoar:NAME or path/to/file.py:function.
+        mean: subtracted from images in [0, 1], for each channel; 0 if the network takes them as
+            they are.
+        std: then divided by; 1 if the network takes them as they are.
+        input_size: height and width of the images.
+        classes: names of the classes in the order of the logits.
+    """
+
+    architecture: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: tuple[int, int] | None = None
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Where images come from.
+
+    Attributes:
+        images: a folder with one sub-folder per class, a flat folder, a parquet file or an .npz.
+        resize: none refuses images of another size; stretch and crop make them fit.
+        limit: draw at most so many images, in equal shares of each class; by default all.
+    """
+
+    images: str
+    resize: Literal["none", "stretch", "crop"] = "none"
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOnImages(Common, Model, Images):
+    """A command that runs a model on images.
+
+    Attributes:
+        model: a model.toml, or a weights file with the facts as options.
+    """
+
+    model: tyro.conf.Positional[Path]

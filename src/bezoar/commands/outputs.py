@@ -1,0 +1,92 @@
+"""Writing what the user asked for, and checking before the work that it can be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bezoar.errors import InputError
+
+if TYPE_CHECKING:
+    from bezoar.images import ImageSet
+    from bezoar.intake import LoadedModel
+
+
+def check_outputs(*outputs: Path | str | None, inputs: tuple[Path | str, ...] = ()) -> None:
+    """An output that cannot be written should be known before the work, not after it.
+
+    An output that would replace an input, or another output, counts as one.
+    """
+    taken = {
+        os.path.realpath(path): "is read by this command and never overwritten" for path in inputs
+    }
+    for output in outputs:
+        if output is None or output == "-":
+            continue
+        path = Path(output)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the name of a file to write")
+        if not path.parent.is_dir():
+            raise InputError(
+                f"{path} cannot be written: the folder {path.parent} does not exist; create it, or "
+                "give another file"
+            )
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(
+                f"{path} cannot be written: no files can be made in {path.parent}; give a file in "
+                "a folder that you may write to"
+            )
+        place = os.path.realpath(path)
+        if place in taken:
+            raise InputError(f"{path} {taken[place]}; give another name for the output")
+        taken[place] = "is given for two outputs"
+
+
+def write_record(target: str | None, record: dict[str, Any]) -> None:
+    """Writes the record to the file ``target``; ``-`` is standard output, None is nowhere."""
+    if target is None:
+        return
+    from bezoar.records import to_json, write_json
+
+    if target == "-":
+        print(json.dumps(to_json(record), indent=1, allow_nan=False))
+    else:
+        write_json(Path(target), record)
+
+
+def command_line() -> str:
+    """The command as it was typed, for the record."""
+    return shlex.join(["bezoar", *sys.argv[1:]])
+
+
+def add_sources(record: dict[str, Any], loaded: LoadedModel, images: str) -> None:
+    """Adds to a record where the model and the images came from."""
+    weights = loaded.weights
+    record["model"] |= {
+        "file": str(weights.path),
+        "sha256": weights.sha256,
+        "container": weights.container,
+        "architecture": loaded.description.architecture,
+    }
+    record["images"]["source"] = images
+    record["notices"] = [*record.get("notices", []), *loaded.notices]
+
+
+def write_report(
+    path: Path,
+    record: dict[str, Any],
+    images: ImageSet,
+    loaded: LoadedModel,
+    suspects: tuple[int, ...] | list[int],
+) -> None:
+    """Renders the record with pictures of the images and writes the page."""
+    from bezoar import report
+    from bezoar.records import to_json
+    from bezoar.report.examples import examples
+
+    pictures = examples(loaded.classifier, images, suspects)
+    report.write(path, report.render(to_json(record), pictures))
