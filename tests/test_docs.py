@@ -9,11 +9,12 @@ import pytest
 import safetensors.torch
 
 import bezoar
-from bezoar import cli
-from bezoar.attacks import attacks
+from bezoar import cli, networks
+from bezoar.attacks import Attack, attacks
 from bezoar.demo import MEAN, STD
 from bezoar.intake import ModelDescription
 from bezoar.methods import methods
+from bezoar.pools import Grid, PoolSpec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,24 +47,50 @@ def test_every_page_is_in_the_navigation():
     assert named == {page.name for page in (ROOT / "docs").glob("*.md")}
 
 
+COMMANDS = {
+    "demo": cli.Demo,
+    "inspect": cli.Inspect,
+    "scan": cli.Scan,
+    "clean": cli.Clean,
+    "evaluate": cli.Evaluate,
+    "attack": cli.Attack,
+    "attack pool": cli.AttackPool,
+    "methods": cli.Methods,
+    "attacks": cli.Attacks,
+}
+POSITIONAL = {"model", ("attack", "attack"), ("attack pool", "spec"), ("methods", "name")}
+POSITIONAL |= {("attacks", "name")}
+
+
 def test_every_option_of_every_command_is_documented():
     page = text("docs/commands.md")
-    for command in (cli.Demo, cli.Inspect, cli.Scan, cli.Clean, cli.Evaluate, cli.Methods):
-        assert f"\n## {command.__name__.lower()}\n" in page
+    for name, command in COMMANDS.items():
+        assert f"\n## {name}\n" in page
         for field in dataclasses.fields(command):
-            positional = field.name == "model" or (command, field.name) == (cli.Methods, "name")
+            positional = bool({field.name, (name, field.name)} & POSITIONAL)
             prefix = "--no-" if field.default is True else "--"
             option = prefix + field.name.replace("_", "-")
-            assert positional or option in page, f"{command.__name__}: {option}"
+            assert positional or option in page, f"{name}: {option}"
 
 
 def test_no_page_names_an_option_that_does_not_exist():
-    commands = (cli.Demo, cli.Inspect, cli.Scan, cli.Clean, cli.Evaluate, cli.Methods)
-    known = {f.name.replace("_", "-") for command in commands for f in dataclasses.fields(command)}
+    fields = (field for command in COMMANDS.values() for field in dataclasses.fields(command))
+    known = {field.name.replace("_", "-") for field in fields}
     known |= {"no-open", "help", "check", "slow", "strict"}  # of our scripts, pytest and mypy
     for page in PAGES:
         for option in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", page.read_text(encoding="utf-8")):
             assert option in known, f"{page.name}: --{option}"
+
+
+def test_every_key_of_a_pool_is_documented():
+    page = text("docs/pools.md")
+    for name in (*PoolSpec.__struct_fields__, *Grid.__struct_fields__):
+        assert f"`{name}`" in page, name
+
+
+def test_every_network_is_documented():
+    for name in networks.names():
+        assert f"`{name}`" in text("docs/commands.md"), name
 
 
 def test_every_field_of_a_model_description_is_documented():
@@ -76,11 +103,14 @@ def test_every_method_and_attack_is_documented():
     own = [name for name in methods.names() if methods.get(name).__module__.startswith("bezoar.")]
     for name in own:
         assert f"\n## {name}\n" in text("docs/methods.md")
+    page = text("docs/attacks.md")
+    shared = Attack.__struct_fields__
+    assert all(f"| `{field}` |" in page for field in shared)
     for name in attacks.names():
-        kind = attacks.get(name)
-        row = re.search(rf"^\| `{name}` \|(.*)\|$", text("docs/commands.md"), re.MULTILINE)
+        row = re.search(rf"^\| `{name}` \|(.*)\|$", page, re.MULTILINE)
         assert row, name
-        assert all(f"`{field}`" in row[1] for field in kind.__struct_fields__), name
+        own = set(attacks.get(name).__struct_fields__) - set(shared)
+        assert all(f"`{field}`" in row[1] for field in own), name
 
 
 def test_the_readme_installs_with_the_constraints_everywhere():
