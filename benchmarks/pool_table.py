@@ -63,6 +63,7 @@ def main() -> None:
         "clean": sum(entry.status == "clean" for entry in pool.entries),
         "backdoored": sum(entry.status == "backdoored" for entry in pool.entries),
         "weak": sum(entry.status == "weak" for entry in pool.entries),
+        "natural": sum(entry.status == "natural" for entry in pool.entries),
         "attacks among the backdoored": len(
             {entry.attack for entry in pool.entries if entry.status == "backdoored"}
         ),

@@ -88,6 +88,8 @@ def print_model(record: dict[str, Any]) -> None:
                 )
     if record["status"] == "weak":
         print("Note: the ASR is below 90 %; do not count this model as a backdoored one.")
+    if record["status"] == "natural":
+        print("Note: the clean twin obeys the trigger too; it does not show a backdoor.")
     for note in (*record["planting"].get("notes", ()), *record["images"]["notices"]):
         print(f"Note: {note}")
 

@@ -13,6 +13,7 @@ from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.executors import LocalExecutor, make_executor
 from bezoar.pools import make_model, make_pool, open_pool, plan, read_spec
+from bezoar.pools.making import status_of
 
 SPEC = """
 precision = "float16"
@@ -209,3 +210,14 @@ def test_ray_makes_the_same_models(pool, spec, tmp_path):
     assert again.failed == {}
     assert [e.name for e in again.entries] == [e.name for e in pool.entries]
     assert [(e.acc, e.asr) for e in again.entries] == [(e.acc, e.asr) for e in pool.entries]
+
+
+@pytest.mark.parametrize(
+    ("asr", "twin_asr", "status"),
+    [(None, None, "clean"), (0.89, 0.0, "weak"), (0.9, 0.49, "backdoored"), (0.9, 0.5, "natural"),
+     (0.95, None, "backdoored"), (0.5, 0.9, "weak")],
+)  # fmt: skip
+def test_what_a_model_counts_as(asr, twin_asr, status):
+    scores = {"acc": {"value": 0.9}} | ({"asr": {"value": asr}} if asr is not None else {})
+    twin = None if twin_asr is None else {"asr": {"value": twin_asr}}
+    assert status_of(scores, twin) == status

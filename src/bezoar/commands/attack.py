@@ -24,7 +24,8 @@ class Attack(Common):
     The folder gets the weights, model.toml, the trigger, a picture of it, and a record with ACC and
     ASR. A training that was interrupted goes on when the same command is given again.
 
-    Exit code 0: done. 1: done, and the ASR is below 90 %. 2: input not usable.
+    Exit code 0: done. 1: done, and the ASR is below 90 % or the clean twin obeys the trigger
+    too. 2: input not usable.
 
     Attributes:
         attack: its name and parameters, such as bad-nets:target=3,size=4 (see `bezoar attacks`), or
@@ -80,7 +81,7 @@ class Attack(Common):
         if not self.silent:
             print_model(record)
             print(f"Folder: {self.out}")
-        return FOUND if record["status"] == "weak" else OK
+        return FOUND if record["status"] in ("weak", "natural") else OK
 
     def _job(self) -> Job:
         from bezoar.attacks import configuration, parse_attack
@@ -141,9 +142,7 @@ class AttackPool:
 
         check_outputs(self.json, inputs=(self.spec,))
         spec = read_spec(self.spec)
-        executor = make_executor(
-            self.executor, cpus_per_task=self.threads, gpus_per_task=self.gpus
-        )
+        executor = make_executor(self.executor, cpus_per_task=self.threads, gpus_per_task=self.gpus)
         silent = self.quiet or self.json == "-"
         with progress_bar(silent) as progress:
             pool = make_pool(

@@ -16,7 +16,7 @@ from bezoar.records import write_json
 
 INDEX = "index.json"
 
-Status = Literal["clean", "backdoored", "weak"]
+Status = Literal["clean", "backdoored", "weak", "natural"]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         name: of its folder.
         half: ``development`` models may be used to choose settings; ``held-out`` ones are for
             reports and for nothing else.
-        status: ``weak`` models have an ASR below 90 % and must not be counted as backdoored.
+        status: ``weak`` models have an ASR below 90 %, and with ``natural`` ones the clean twin
+            obeys the trigger too; neither must be counted as backdoored.
         data: the data set.
         network: the architecture.
         attack: its name; None for a clean model.

@@ -42,6 +42,9 @@ PICTURE = "trigger.png"
 POSITIVE_ASR = 0.9
 """A model below this ASR is called weak and is never counted as a backdoored one."""
 
+NATURAL_ASR = 0.5
+"""A trigger that the clean twin obeys this often is natural: it needs no backdoor."""
+
 _SUBSET_SEED = 0  # every model of a pool sees the same images
 
 
@@ -131,7 +134,7 @@ def make_model(
         "kind": "model",
         "name": out.name,
         "job": msgspec.to_builtins(job),
-        "status": _status(scores, attack),
+        "status": status_of(scores, None),
         "scores": scores,
         "before rounding": before,
         "clean twin": None,
@@ -148,7 +151,9 @@ def make_model(
         "seconds": {"training": history.seconds, "total": time.perf_counter() - started},
     }
     if clean_twin is not None and attack is not None:
-        record["clean twin"] = {"name": Path(twin or "").name} | _measure(clean_twin, test, attack)
+        under_trigger = _measure(clean_twin, test, attack)
+        record["clean twin"] = {"name": Path(twin or "").name} | under_trigger
+        record["status"] = status_of(scores, under_trigger)
     record["seconds"]["total"] = time.perf_counter() - started
     if picture and attack is not None:
         write_bytes(part / PICTURE, picture_of(attack, test))
@@ -220,10 +225,17 @@ def _measure(classifier: Classifier, test: ImageSet, attack: Attack | None) -> d
     return {"acc": accuracy(answers, test.require_labels("measuring").cpu()).as_record()}
 
 
-def _status(scores: dict[str, Any], attack: Attack | None) -> str:
-    if attack is None:
+def status_of(scores: dict[str, Any], twin: dict[str, Any] | None) -> str:
+    """What a model counts as, from its scores and those of its clean twin under the same trigger.
+
+    ``clean``; ``weak`` where the ASR is below 90 %; ``natural`` where the clean twin's is 50 % or
+    more, so that the trigger needs no backdoor; else ``backdoored``.
+    """
+    if "asr" not in scores:
         return "clean"
-    return "backdoored" if scores["asr"]["value"] >= POSITIVE_ASR else "weak"
+    if scores["asr"]["value"] < POSITIVE_ASR:
+        return "weak"
+    return "natural" if twin and twin["asr"]["value"] >= NATURAL_ASR else "backdoored"
 
 
 def _write(
