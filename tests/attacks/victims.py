@@ -44,7 +44,7 @@ def coloured(images: ImageSet) -> ImageSet:
 @functools.cache
 def data(kind: str) -> tuple[ImageSet, ImageSet]:
     """Training and test images: ``digits`` (8x8 grey) or ``coloured`` (16x16 RGB)."""
-    train, clean, test = load_digits(seed=0)
+    train, _, test = load_digits(seed=0)
     if kind == "digits":
         return train, test
     return coloured(train), coloured(test)
