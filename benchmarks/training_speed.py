@@ -65,7 +65,7 @@ class Options:
 
     Attributes:
         device: cpu or cuda.
-        seeds: trainings of each network.
+        seeds: trainings of each network; 0 measures the formats only.
         threads: of torch, on the CPU.
         only: this network only.
     """
@@ -170,6 +170,9 @@ def main(options: Options) -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
 
+    def write() -> None:
+        write_json(RESULTS, {name: value for name, value in result.items() if value})
+
     def done(rows: list[dict[str, Any]], **facts: Any) -> bool:
         return any(facts.items() <= row.items() for row in rows)
 
@@ -179,11 +182,11 @@ def main(options: Options) -> None:
         here = device_name(device)
         if not done(result["formats"], model=name, device=here):
             result["formats"] += throughput(name, arguments, device)
-            write_json(RESULTS, result)
+            write()
         for seed in range(options.seeds):
             if not done(result["trained"], model=name, device=here, seed=seed, epochs=epochs):
                 result["trained"].append(trained(name, arguments, epochs, seed, device))
-                write_json(RESULTS, result)
+                write()
 
 
 if __name__ == "__main__":
