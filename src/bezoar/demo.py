@@ -26,6 +26,7 @@ from bezoar.errors import InputError
 from bezoar.evaluation import Scores, compare, evaluate
 from bezoar.images import ImageSet
 from bezoar.intake import read_weights, write_weights
+from bezoar.intake.describing import write_description
 from bezoar.methods import TAC
 from bezoar.records import to_json, write_bytes, write_text
 from bezoar.report.examples import examples
@@ -82,8 +83,14 @@ def run(
     files = {"backdoored": out / "backdoored.safetensors", "twin": out / "clean-twin.safetensors"}
     for name, classifier in (("backdoored", backdoored), ("twin", twin)):
         write_bytes(files[name], safetensors.torch.save(classifier.network.state_dict()))
-    _write_description(out / "backdoored.toml", files["backdoored"])
-    _write_description(out / "clean-twin.toml", files["twin"])
+        write_description(
+            files[name].with_suffix(".toml"),
+            architecture="bezoar:small-cnn",
+            arguments={},
+            weights=files[name].name,
+            classifier=classifier,
+            shape=train.shape,
+        )
     _write_images(out / "clean.npz", clean)
     _write_images(out / "test.npz", test)
 
@@ -161,16 +168,6 @@ def _train(
     )
     fit(classifier, images, DIGITS_RECIPE, seed=seed, progress=progress, what=what)
     return classifier
-
-
-def _write_description(path: Path, weights: Path) -> None:
-    names = ", ".join(f'"{digit}"' for digit in range(10))
-    write_text(
-        path,
-        'architecture = "bezoar:small-cnn"\n'
-        f'weights = "{weights.name}"\n'
-        f"input_size = [8, 8]\nmean = [{MEAN}]\nstd = [{STD}]\nclasses = [{names}]\n",
-    )
 
 
 def _write_images(path: Path, images: ImageSet) -> None:

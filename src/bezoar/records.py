@@ -1,10 +1,11 @@
-"""Records as files: JSON that every reader accepts, written beside and renamed."""
+"""Records as files: JSON that every reader accepts, written beside and renamed; TOML read."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,19 @@ def write_bytes(path: Path, content: bytes) -> None:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        InputError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no valid TOML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is no valid TOML: its values are nested too deeply") from error

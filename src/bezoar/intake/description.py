@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bezoar.errors import InputError
+from bezoar.records import read_toml
 
 
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,14 +61,7 @@ def read_description(path: str | Path) -> ModelDescription:
 def read_fields(path: str | Path) -> dict[str, Any]:
     """The fields of a ``model.toml`` before validation, with its paths made absolute."""
     path = Path(path)
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no valid TOML: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"{path} is no valid TOML: its values are nested too deeply") from error
+    fields = read_toml(path)
     folder = path.resolve().parent
     for name in ("weights", "architecture"):
         value = fields.get(name)

@@ -22,9 +22,9 @@ from bezoar.evaluation import evaluate
 from bezoar.executors.worker import report
 from bezoar.images import ImageSet
 from bezoar.intake import load_model
+from bezoar.intake.describing import write_description
 from bezoar.metrics import accuracy
 from bezoar.networks.architectures import build_network
-from bezoar.pools.description import write_description
 from bezoar.pools.picture import picture_of
 from bezoar.pools.spec import Job
 from bezoar.records import write_bytes, write_json
@@ -130,14 +130,17 @@ def make_model(
     if attack is not None:
         attack = load_attack(part / TRIGGER)
     scores = _measure(loaded, test, attack)
+    twin_scores = None
+    if clean_twin is not None and attack is not None:
+        twin_scores = _measure(clean_twin, test, attack)
     record = {
         "kind": "model",
         "name": out.name,
         "job": msgspec.to_builtins(job),
-        "status": status_of(scores, None),
+        "status": status_of(scores, twin_scores),
         "scores": scores,
         "before rounding": before,
-        "clean twin": None,
+        "clean twin": twin_scores and {"name": Path(twin or "").name, **twin_scores},
         "planting": planting,
         "training": msgspec.to_builtins(history),
         "images": {
@@ -150,11 +153,6 @@ def make_model(
         "versions": {"torch": torch.__version__},
         "seconds": {"training": history.seconds, "total": time.perf_counter() - started},
     }
-    if clean_twin is not None and attack is not None:
-        under_trigger = _measure(clean_twin, test, attack)
-        record["clean twin"] = {"name": Path(twin or "").name} | under_trigger
-        record["status"] = status_of(scores, under_trigger)
-    record["seconds"]["total"] = time.perf_counter() - started
     if picture and attack is not None:
         write_bytes(part / PICTURE, picture_of(attack, test))
     write_json(part / RECORD, record)

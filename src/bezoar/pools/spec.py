@@ -22,7 +22,6 @@ import difflib
 import hashlib
 import itertools
 import json
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +32,7 @@ from bezoar.attacks.spelling import make_attack
 from bezoar.datasets import DataSet, datasets
 from bezoar.errors import InputError
 from bezoar.recipe import Recipe
+from bezoar.records import read_toml
 
 Half = Literal["development", "held-out"]
 HALVES: tuple[Half, Half] = ("development", "held-out")
@@ -154,12 +154,7 @@ def read_spec(path: str | Path) -> PoolSpec:
             the key's path.
     """
     path = Path(path)
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is no valid TOML: {error}") from error
+    fields = read_toml(path)
     _refuse_unknown(fields, PoolSpec, str(path))
     for number, grid in enumerate(fields.get("grid", ())):
         _refuse_unknown(grid, Grid, f"{path}: grid {number + 1}")
