@@ -9,7 +9,6 @@ then the true trigger is used, to check the repair. It runs through the same fun
 from __future__ import annotations
 
 import io
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from bezoar.images import ImageSet
 from bezoar.intake import read_weights, write_weights
 from bezoar.intake.describing import write_description
 from bezoar.methods import TAC
-from bezoar.records import to_json, write_bytes, write_text
+from bezoar.records import to_json, write_bytes, write_json
 from bezoar.report.examples import examples
 from bezoar.training import Progress, Recipe, fit, no_progress
 
@@ -146,7 +145,7 @@ def run(
         part["model"] |= {"file": files["backdoored"].name}
     twin_finding.record["model"] |= {"file": files["twin"].name}
     page = out / "report.html"
-    write_text(out / "record.json", json.dumps(to_json(record), indent=1) + "\n")
+    write_json(out / "record.json", record)
     report.write(
         page, report.render(to_json(record), examples(backdoored, clean, finding.suspects))
     )

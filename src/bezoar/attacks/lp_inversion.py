@@ -22,76 +22,25 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bezoar.attacks.attack import Attack, attacks
-from bezoar.attacks.neurons import Goal, clean_sample, distance, optimise, strongest
+from bezoar.attacks.attack import attacks
+from bezoar.attacks.neurons import Goal, NeuronTrigger, distance, optimise
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.training import Progress, no_progress
+from bezoar.training import Progress
 
 
-class LpInversion(Attack, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What both have in common.
-
-    Attributes:
-        neurons: how many features are raised.
-        scale: the goal, in multiples of their largest value on clean images.
-        steps: of the optimisation.
-        samples: clean images that it is learned on.
-    """
+class LpInversion(NeuronTrigger, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What both have in common."""
 
     paper: ClassVar[str] = "Li et al. 2020, arXiv 1909.02742"
-    needs_surrogate: ClassVar[bool] = True
 
     neurons: int = 8
-    scale: float = 10.0
-    steps: int = 200
-    samples: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("neurons", "steps", "samples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 < self.scale < math.inf:
-            raise InputError(f"scale {self.scale} must be greater than 0")
-
-    @property
-    def learned(self) -> bool:
-        """Always."""
-        return True
-
-    def prepare(
-        self,
-        images: ImageSet,
-        *,
-        seed: int,
-        surrogate: Classifier | None = None,
-        progress: Progress = no_progress,
-    ) -> Self:
-        """Learns the trigger's arrays."""
-        if surrogate is None:
-            raise InputError(f"{self.name} needs a surrogate: a classifier trained on clean images")
-        sample = clean_sample(surrogate, images, self.samples, seed)
-        goal = strongest(surrogate, sample, self.neurons, self.scale)
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.rand(images.shape, generator=generator).to(surrogate.device)
-        return self.holding(self._learn(surrogate, sample, goal, start, progress), images.shape)
-
-    def _learn(
-        self,
-        classifier: Classifier,
-        images: Tensor,
-        goal: Goal,
-        start: Tensor,
-        progress: Progress,
-    ) -> dict[str, Tensor]:
-        raise NotImplementedError
 
 
 @attacks.register("l2-inv")

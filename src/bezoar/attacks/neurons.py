@@ -12,20 +12,83 @@ feed the trigger alone); the goal is a multiple of the neuron's largest value on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from bezoar.attacks.attack import Attack
 from bezoar.classifier import Classifier
+from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.training import Progress
+from bezoar.training import Progress, no_progress
 
 Goal = tuple[Tensor, Tensor]
 """Indices of features (k,), and the values (k,) that they shall have."""
 
 _STEP = 0.05
 """Adam's learning rate in pixel values: a pixel crosses its range in some twenty steps."""
+
+
+class NeuronTrigger(Attack, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What attacks have in common whose trigger is learned by raising neurons.
+
+    Attributes:
+        neurons: how many features are raised.
+        scale: the goal, in multiples of their largest value on clean images.
+        steps: of the optimisation.
+        samples: clean images that it is learned on.
+    """
+
+    needs_surrogate: ClassVar[bool] = True
+
+    neurons: int = 1
+    scale: float = 10.0
+    steps: int = 200
+    samples: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("neurons", "steps", "samples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 < self.scale < math.inf:
+            raise InputError(f"scale {self.scale} must be greater than 0")
+
+    @property
+    def learned(self) -> bool:
+        """Always."""
+        return True
+
+    def prepare(
+        self,
+        images: ImageSet,
+        *,
+        seed: int,
+        surrogate: Classifier | None = None,
+        progress: Progress = no_progress,
+    ) -> Self:
+        """Learns the trigger's arrays, from noise."""
+        if surrogate is None:
+            raise InputError(f"{self.name} needs a surrogate: a classifier trained on clean images")
+        sample = clean_sample(surrogate, images, self.samples, seed)
+        goal = strongest(surrogate, sample, self.neurons, self.scale)
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.rand(images.shape, generator=generator).to(surrogate.device)
+        return self.holding(self._learn(surrogate, sample, goal, start, progress), images.shape)
+
+    def _learn(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        goal: Goal,
+        start: Tensor,
+        progress: Progress,
+    ) -> dict[str, Tensor]:
+        """The arrays that ``apply`` takes, from the start (c, h, w) on."""
+        raise NotImplementedError
 
 
 def clean_sample(classifier: Classifier, images: ImageSet, count: int, seed: int) -> Tensor:

@@ -19,86 +19,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bezoar.attacks.attack import Attack, attacks
-from bezoar.attacks.neurons import clean_sample, optimise, strongest
+from bezoar.attacks.attack import attacks
+from bezoar.attacks.neurons import Goal, NeuronTrigger, optimise
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
-from bezoar.images import ImageSet
-from bezoar.training import Progress, no_progress
+from bezoar.training import Progress
 
 
-class Trojan(Attack, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Trojan(NeuronTrigger, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What both shapes have in common.
 
     Attributes:
         opacity: of the trigger; 1 replaces the pixels.
-        neurons: how many features are raised.
-        scale: the goal, in multiples of their largest value on clean images.
-        steps: of the optimisation.
-        samples: clean images that it is learned on.
     """
 
     paper: ClassVar[str] = "Liu et al. 2018, NDSS"
-    needs_surrogate: ClassVar[bool] = True
 
     opacity: float = 1.0
-    neurons: int = 1
-    scale: float = 10.0
-    steps: int = 200
-    samples: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("neurons", "steps", "samples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         if not 0 < self.opacity <= 1:
             raise InputError(f"opacity {self.opacity} must be in (0, 1]")
-        if not 0 < self.scale < math.inf:
-            raise InputError(f"scale {self.scale} must be greater than 0")
-
-    @property
-    def learned(self) -> bool:
-        """Always."""
-        return True
 
     def apply(self, images: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Mixes the pattern into images (n, c, h, w) in [0, 1] where the mask is not 0."""
         mask = tensors["mask"].to(images)
         return images * (1 - mask) + tensors["pattern"].to(images) * mask
 
-    def prepare(
+    def _learn(
         self,
-        images: ImageSet,
-        *,
-        seed: int,
-        surrogate: Classifier | None = None,
-        progress: Progress = no_progress,
-    ) -> Self:
-        """Learns ``pattern`` (c, h, w) in [0, 1]; ``mask`` (1, h, w) holds the opacity."""
-        if surrogate is None:
-            raise InputError(f"{self.name} needs a surrogate: a classifier trained on clean images")
-        _, height, width = images.shape
-        shape = self.outline(height, width).to(surrogate.device)
+        classifier: Classifier,
+        images: Tensor,
+        goal: Goal,
+        start: Tensor,
+        progress: Progress,
+    ) -> dict[str, Tensor]:
+        """``pattern`` (c, h, w) in [0, 1]; ``mask`` (1, h, w) holds the opacity."""
+        shape = self.outline(*start.shape[1:]).to(start.device)
         mask = self.opacity * shape
-        sample = clean_sample(surrogate, images, self.samples, seed)
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.rand(images.shape, generator=generator).to(surrogate.device)
         pattern = optimise(
-            surrogate,
-            strongest(surrogate, sample, self.neurons, self.scale),
+            classifier,
+            goal,
             start,
-            stamp=lambda pattern: sample * (1 - mask) + pattern * mask,
+            stamp=lambda pattern: images * (1 - mask) + pattern * mask,
             project=lambda pattern: pattern.clamp(0, 1) * shape,
             steps=self.steps,
             progress=progress,
         )
-        return self.holding({"pattern": pattern, "mask": mask}, images.shape)
+        return {"pattern": pattern, "mask": mask}
 
     def outline(self, height: int, width: int) -> Tensor:
         """Where the trigger lies: 0 or 1, shape (1, height, width)."""
