@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.splitting import Split, deepest_map, split_at
 from bezoar.tracing import HeadInput, LinearCall, LinearCalls
 
 BATCH = 512  # images in one evaluation batch: fills the processors, stays small in memory
@@ -41,19 +42,6 @@ class Head:
     def __iter__(self) -> Iterator[Tensor]:
         """Unpacks as ``weight, bias = classifier.head``."""
         return iter((self.weight, self.bias))
-
-
-@dataclass(frozen=True)
-class Split:
-    """A network cut at one layer: ``back(front(images))`` equals the whole.
-
-    Attributes:
-        front: images (n, c, h, w) in [0, 1] → the layer's output.
-        back: the layer's output → logits (n, classes).
-    """
-
-    front: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor], Tensor]
 
 
 class Classifier:
@@ -257,8 +245,8 @@ class Classifier:
         with self._editing_head_input(add):
             return self(images)
 
-    def split(self, layer: str) -> Split:
-        """Cuts the network at the output of the module called ``layer``.
+    def split(self, layer: str | None = None) -> Split:
+        """Cuts the network at the output of the module ``layer``, or at its deepest feature map.
 
         Both halves run the whole network with a hook, so any network works; the hook is gone
         when the call returns. ``back`` accepts activations of any batch size.
@@ -267,44 +255,12 @@ class Classifier:
             InputError: there is no such module, it gives no single tensor, or the network also
                 passes information around it (a shortcut), so that it does not cut the network.
         """
-        shape = self.input_shape
-        names = dict(self.network.named_modules())
-        if layer not in names or not layer:
-            raise InputError(
-                f"the network has no module {layer!r}; it has: {', '.join(list(names)[1:30])}"
-            )
-        module = names[layer]
-
-        def front(images: Tensor) -> Tensor:
-            seen: list[Tensor] = []
-
-            def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                if not isinstance(output, Tensor):
-                    raise InputError(
-                        f"module {layer!r} gives a {type(output).__name__}; expected one tensor"
-                    )
-                seen.append(output)
-
-            with _hooked(module, keep):
-                self(images)
-            if len(seen) != 1:
-                raise InputError(f"module {layer!r} runs {len(seen)} times in one forward pass")
-            return seen[0]
-
-        def back(activations: Tensor) -> Tensor:
-            blank = torch.full((len(activations), *shape), 0.5, device=activations.device)
-            with _hooked(module, lambda *_: activations):
-                return self(blank)
-
         generator = torch.Generator().manual_seed(1)
-        probe = torch.rand((2, *shape), generator=generator).to(self.device)
-        with self.evaluating(), torch.no_grad():
-            whole, halves = self(probe), back(front(probe))
-        if not torch.allclose(whole, halves, rtol=1e-4, atol=1e-5):
-            raise InputError(
-                f"module {layer!r} does not cut the network: information also passes around it"
-            )
-        return Split(front, back)
+        probe = torch.rand((2, *self.input_shape), generator=generator).to(self.device)
+        with self.evaluating():
+            if layer is None:
+                return deepest_map(self, self.network, probe, self.num_classes)
+            return split_at(self, self.network, layer, probe)
 
     def copy(self) -> Classifier:
         """An independent classifier with its own copy of the network."""
@@ -408,12 +364,3 @@ def _keep(seen: list[Tensor]) -> Callable[[Tensor], Tensor]:
         return features
 
     return keep
-
-
-@contextlib.contextmanager
-def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
