@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from bezoar.methods import Evidence
+from bezoar.methods.generated_trigger import GeneratedTrigger
 from bezoar.methods.neural_cleanse_triggers import Triggers
+from bezoar.methods.votes import Votes, reading
 from bezoar.records import to_json
 from bezoar.scan_record import no_proof, scan_record
 from bezoar.statistics import mad_outliers, small_outliers
 from bezoar.verdict import Levels, judge
-from bezoar.wording import FALLBACK, Words
+from bezoar.wording import FALLBACK, GENERATED, PATCH, Words
 
 NAMES = ("Ant", "bee", "cow", "dog", "elk", "fly", "gnu", "hen")
 USUAL = (4.9, 5.4, 5.0, 5.2, 4.8, 5.1, 5.3)
@@ -63,6 +65,24 @@ def patches(values=(0.5, *USUAL), carried=0.9, test=mad_outliers):
             passes=1,
         ),
         record={"norms": list(values), "anomaly_index": [1.0] * count},
+    )
+
+
+def generated(answers, values=(0.5, *USUAL)):
+    """As BTI-DBF tells it, with a table of votes."""
+    outliers = small_outliers(logs(values))
+    votes = Votes(answers)
+    return Evidence(
+        method="bti-dbf",
+        statistic="RMS of the smallest change",
+        values=tuple(values),
+        scores=outliers.scores,
+        p_values=outliers.p_values,
+        null="Grubbs",
+        carried=(0.9,) * len(values),
+        recovered=GeneratedTrigger(tuple(range(len(values))), lambda images: images, 0.1),
+        record={"votes": votes.as_record(), "reading": reading(votes).as_record(NAMES)},
+        words=GENERATED,
     )
 
 
@@ -150,6 +170,55 @@ def test_what_was_skipped():
     values = (2.0, *USUAL)
     bare = Evidence("rnp", "Share", values, (0.0,) * 8, (1.0,) * 8, "measured")
     assert plain([bare])["skipped"] == ["No trigger in pixel space was recovered."]
+
+
+def all_to(k):
+    return 20 * torch.nn.functional.one_hot(torch.full((8,), k), 8)
+
+
+def test_a_mapping_is_told_as_one_and_not_as_one_class():
+    mapping = 20 * torch.eye(8, dtype=torch.long).roll(1, 1)
+    record = plain([generated(mapping), shifts()])
+    assert record["verdict"] == "backdoor found"
+    assert record["reasons"][-1].startswith(
+        "The recovered trigger has no single target (all-to-all): it sends most images of 8 "
+    )
+    assert record["reasons"][-1].endswith("and 5 more.")
+    quiet = plain([generated(mapping, (5.5, *USUAL))])
+    assert quiet["verdict"] == "nothing found"
+    assert "(all-to-all)" in quiet["reasons"][-1]
+    assert quiet["reasons"][-1].endswith(
+        "Networks without a backdoor can show the like, so this alone is not suspicious."
+    )
+
+
+def test_a_trigger_that_leads_to_another_class_than_the_suspect_is_told_with_that():
+    assert plain([generated(all_to(0))])["reasons"][-1].endswith("are answered with Ant.")
+    other = plain([generated(all_to(3))])["reasons"][-1]
+    assert "answered with dog. Networks without a backdoor can" in other
+    still = plain([generated(20 * torch.eye(8, dtype=torch.long))])["reasons"][-1]
+    assert still == "The recovered trigger leads to no class that stands out."
+
+
+def test_a_generated_trigger_is_told_in_its_words():
+    record = plain([generated(all_to(0))])
+    assert record["sentence"] == (
+        "One generator of small changes, the same for all images, carries almost every image into "
+        "class Ant, and in backdoor-free models hardly any change so small does that."
+    )
+    assert "is 0.5 levels of 255" in record["reasons"][0]
+    assert record["reasons"][1].startswith("Recovered from four fifths of the images, that trigger")
+    (item,) = record["evidence"]
+    assert item["recovered"] == [{"class": 0, "rms_bound": 0.1}] and item["details"] == {}
+    assert item["votes"]["classes"] == 8 and item["reading"]["kind"] == "one target"
+
+
+def test_only_patches_of_all_classes_are_told_as_patches():
+    patch = patches()
+    assert patch.told == PATCH
+    made = generated(all_to(0))
+    bare = Evidence("x", "x", made.values, made.scores, made.p_values, "", recovered=made.recovered)
+    assert bare.told == Words()
 
 
 # -- figures ---------------------------------------------------------------------------------------

@@ -15,11 +15,15 @@ import msgspec
 import numpy as np
 
 from bezoar.methods import Evidence
+from bezoar.methods.generated_trigger import GeneratedTrigger
+from bezoar.methods.neural_cleanse_triggers import Triggers
+from bezoar.methods.recovered import Recovered
 from bezoar.power import power_sentence
 from bezoar.statistics import FEWEST_CLASSES, critical_value, mad_outliers, small_outliers
 from bezoar.verdict import Judgement, Levels, Verdict, corrected_p_values
 from bezoar.wording import Words
 
+NOT_ALONE = "Networks without a backdoor can show the like, so this alone is not suspicious."
 MEASURED = "tac"  # the witness, on its own, that power_sentence speaks of
 
 
@@ -45,7 +49,7 @@ def scan_record(
         "kind": "scan",
         "verdict": judgement.verdict.value,
         "sentence": _sentence(judgement, evidence, classes, images),
-        "reasons": list(judgement.reasons),
+        "reasons": [*judgement.reasons, *_readings(evidence, judgement.suspects)],
         "suspects": list(judgement.suspects),
         "ranking": list(judgement.ranking),
         "p_values": list(judgement.p_values),
@@ -93,6 +97,19 @@ def _sentence(
         for words, chosen in _grouped(unproven, told)
     ]
     return " ".join(sentences)
+
+
+def _readings(evidence: Sequence[Evidence], suspects: Sequence[int]) -> list[str]:
+    """Where the witnesses' triggers lead, so that no mapping is told as if it were one class.
+
+    A trigger that leads anywhere is no sign by itself; that is added where no suspect is among its
+    targets.
+    """
+    told = []
+    for found in (e.record["reading"] for e in evidence if "reading" in e.record):
+        alone = found["targets"] and not set(found["targets"]) & set(suspects)
+        told.append(found["sentence"] + f" {NOT_ALONE}" * bool(alone))
+    return told
 
 
 def _grouped(chosen: Sequence[int], told: Sequence[Words]) -> list[tuple[Words, list[int]]]:
@@ -208,6 +225,7 @@ def _evidence_record(
     for key, column in _COLUMNS.items():
         if key in details:
             per_class[column] = details.pop(key)
+    own = {key: details.pop(key) for key in _OWN if key in details}
     record = {
         "method": evidence.method,
         "paper": details.pop("paper", ""),
@@ -217,8 +235,11 @@ def _evidence_record(
         "seconds": sum(details.get("seconds", {}).values()),
         "details": details,
     }
-    return record | _recovered_record(evidence, suspects)
+    return record | own | _recovered_record(evidence, suspects)
 
+
+# What the report shows by itself: where the trigger sends the images of each class.
+_OWN = ("votes", "reading")
 
 # Figures of single methods that are shown as columns, and the columns' names.
 _COLUMNS = {
@@ -230,16 +251,15 @@ _COLUMNS = {
 
 def _recovered_record(evidence: Evidence, suspects: Sequence[int]) -> dict[str, Any]:
     """The sizes of the suspects' triggers; the pictures themselves are too large for a record."""
-    triggers = evidence.recovered
-    if triggers is None:
+    found = evidence.recovered
+    if found is None:
         return {}
-    rows = [
-        {
-            "class": k,
-            "mask_l1": float(triggers.masks[triggers.classes.index(k)].sum()),
-            "image_pixels": int(triggers.masks[0].numel()),
-        }
-        for k in suspects
-        if k in triggers.classes
-    ]
+    rows = [{"class": k} | _size(found, k) for k in suspects if k in found.classes]
     return {"recovered": rows}
+
+
+def _size(found: Recovered, k: int) -> dict[str, Any]:
+    if isinstance(found, Triggers):
+        mask = found.masks[found.classes.index(k)]
+        return {"mask_l1": float(mask.sum()), "image_pixels": int(mask.numel())}
+    return {"rms_bound": found.bound} if isinstance(found, GeneratedTrigger) else {}

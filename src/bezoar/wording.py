@@ -92,3 +92,18 @@ FALLBACK = Words(
     known="half of the images",
     rest="the other half",
 )
+
+# A generator of small changes in pixel space, judged by how large they are (BTI-DBF).
+GENERATED = Words(
+    value="trigger",
+    unit="levels of 255",
+    absent="no trigger",
+    absence="no change of the pixels was found that carries enough images into it",
+    unusual="is unusually easy to reach",
+    exceeds="can be reached more easily than backdoor-free models show",
+    looks_for="a small change of the pixels leads to",
+    carrier="trigger",
+    means="One generator of small changes, the same for all images,",
+    rarely="in backdoor-free models hardly any change so small does that",
+    known="four fifths of the images",
+)

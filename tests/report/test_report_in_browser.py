@@ -10,7 +10,15 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
 
-PAGES = [("scan", 10), ("several", 10), ("scan", 2), ("scan", 1000), ("clean", 43), ("demo", 10)]
+PAGES = [
+    ("scan", 10),
+    ("several", 10),
+    ("scan", 2),
+    ("votes", 43),
+    ("scan", 1000),
+    ("clean", 43),
+    ("demo", 10),
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,13 @@ def browser():
 def address(make_record, with_patches, picture, tmp_path, request):
     kind, classes = request.param
     several = kind == "several"
-    record = with_patches(make_record("scan", classes)) if several else make_record(kind, classes)
+    votes = kind == "votes"
+    record = make_record("scan" if several or votes else kind, classes)
+    if several:
+        record = with_patches(record)
+    if votes:
+        counts = [[k, (k + 1) % classes, 5] for k in range(classes)]
+        record["evidence"][0]["votes"] = {"classes": classes, "counts": counts}
     record["model"]["classes"][0] = "a-name-without-any-space-" * 8 + "<script>alert(1)</script>"
     record["model"]["file"] = "/models/" + "deep/" * 40 + "model.safetensors"
     record["command"] += " --cache /" + "x" * 300

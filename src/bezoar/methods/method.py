@@ -12,6 +12,7 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.neural_cleanse_triggers import Triggers
+from bezoar.methods.recovered import Recovered
 from bezoar.registry import Registry
 from bezoar.training import Progress, no_progress
 from bezoar.wording import PATCH, SHIFT, Words
@@ -33,8 +34,8 @@ class Evidence:
         carried: for each class, the share of held-out images of *other* classes that the recovered
             perturbation carries into it; None where the method recovers none.
         perturbations: the recovered perturbation of each class, or None.
-        recovered: the recovered mask and pattern of each class, or None where the method looks
-            elsewhere than at pixels.
+        recovered: what puts the recovered trigger of a class on images, or None where the method
+            looks elsewhere than at pixels.
         record: everything else, JSON-able.
         words: how it is told; None takes the words for what was recovered.
     """
@@ -47,7 +48,7 @@ class Evidence:
     null: str
     carried: tuple[float, ...] | None = None
     perturbations: Tensor | None = None
-    recovered: Triggers | None = None
+    recovered: Recovered | None = None
     record: dict[str, Any] = field(default_factory=dict)
     words: Words | None = None
 
@@ -56,7 +57,8 @@ class Evidence:
         """Its own words, or those for what was recovered."""
         if self.words is not None:
             return self.words
-        if self.recovered is not None and len(self.recovered.classes) == len(self.values):
+        found = self.recovered
+        if isinstance(found, Triggers) and len(found.classes) == len(self.values):
             return PATCH  # a trigger for every class is there to be compared
         return Words() if self.perturbations is None else SHIFT
 
@@ -96,6 +98,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     layers: ClassVar[str] = ""
     cost: ClassVar[str] = ""
     inspects: ClassVar[bool] = False
+    purifies: ClassVar[bool] = False  # the repair is a purifier in front of untouched weights
 
     @classmethod
     def published(cls) -> Self:

@@ -78,6 +78,7 @@ class Repair:
     method: Method | None
     accuracy: IntervalChart | None
     drop: str
+    wrapped: str
     changes: list[Bar]
     more_changes: list[Bar]
     unlisted: int
@@ -111,6 +112,7 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
         method=_method(repair.get("method")),
         accuracy=_accuracy(repair, most),
         drop=_drop_in_words(drop, most),
+        wrapped=_wrapped(repair, changes),
         changes=changes[:LARGEST_SHOWN],
         more_changes=changes[LARGEST_SHOWN:MOST_TENSORS],
         unlisted=max(len(changes) - MOST_TENSORS, 0),
@@ -173,6 +175,13 @@ def _figures(
     agreement = Share.read(repair.get("agreement"))
     if agreement.value is not None:
         figures.append(Figure("Agreement", agreement.words, "same answer before and after"))
+    cost = fields.mapping(fields.mapping(repair.get("repair")).get("cost"))
+    with_it = fields.number(cost.get("milliseconds per image"))
+    without = fields.number(cost.get("milliseconds per image without"))
+    if with_it is not None and without is not None:
+        batch = fields.number(cost.get("batch"))
+        note = f"{without:.3g} ms without" + (f", batches of {batch:.0f}" if batch else "")
+        figures.append(Figure("Cost per image", f"{with_it:.3g} ms", note))
     if attack:
         for row in attack.rows:
             if row.short == "ASR":
@@ -221,6 +230,16 @@ def _drop_in_words(drop: float | None, most: float | None) -> str:
     return told + ("." if most is None else f"; {words.points(most)} were allowed.")
 
 
+def _wrapped(repair: Mapping[str, Any], changes: list[Bar]) -> str:
+    parameters = fields.number(fields.mapping(repair.get("wrapped")).get("parameters"))
+    if parameters is None:
+        return ""
+    stands = f"a purifier of {parameters:,.0f} parameters stands in front"
+    if changes:
+        return f"The weights are changed, and {stands}."
+    return f"The weights are unchanged; {stands}."
+
+
 def _changes(record: Any) -> list[Bar]:
     rows: list[tuple[str, str, float | None]] = []
     for item in map(fields.mapping, fields.items(record)):
@@ -265,6 +284,8 @@ def _output(record: Any) -> list[Figure]:
     output = fields.mapping(record)
     pairs = (
         ("Repaired file", output.get("file")),
+        ("Source that loads it", output.get("source")),
+        ("Exported file", output.get("export")),
         ("SHA-256 of the repaired file", output.get("sha256")),
     )
     return [Figure(label, shown) for label, value in pairs if (shown := fields.text(value))]

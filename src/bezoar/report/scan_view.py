@@ -10,6 +10,7 @@ from typing import Any
 from bezoar.report import fields, words
 from bezoar.report.class_chart import ClassChart, Null, class_chart
 from bezoar.report.class_table import Table, class_table
+from bezoar.report.votes_map import VotesMap, votes_map
 
 STATES = {"backdoor found": "found", "suspicious": "suspicious", "nothing found": "nothing"}
 MOST_CLASSES = 1_000_000
@@ -40,6 +41,7 @@ class Evidence:
 
     method: str
     facts: list[Figure]
+    votes: VotesMap | None
     details: str
 
 
@@ -100,7 +102,7 @@ def read_scan(record: Any, outer: Mapping[str, Any] | None = None) -> Scan | Non
         figures=_figures(flagged, suspects, order, names, smallest_p, scan, evidence),
         statistics=_statistics(names, order, suspects, scan, evidence),
         table=class_table(names, order, suspects, statistic, p_values, evidence),
-        evidence=[_evidence(item) for item in evidence if item],
+        evidence=[_evidence(item, names) for item in evidence if item],
         smallest_p=smallest_p,
     )
 
@@ -253,7 +255,7 @@ def _decided(item: Mapping[str, Any], statistic: Mapping[str, Any]) -> bool:
     return "method" not in statistic or item.get("method") == statistic.get("method")
 
 
-def _evidence(item: Mapping[str, Any]) -> Evidence:
+def _evidence(item: Mapping[str, Any], names: Sequence[str]) -> Evidence:
     facts = [Figure("Paper", fields.text(item.get("paper")))]
     residual = fields.number(item.get("kkt_residual"))
     if residual is not None:
@@ -265,5 +267,6 @@ def _evidence(item: Mapping[str, Any]) -> Evidence:
     return Evidence(
         method=fields.text(item.get("method")) or "unnamed method",
         facts=[fact for fact in facts if fact.value],
+        votes=votes_map(item, names),
         details=fields.block(item.get("details")),
     )
