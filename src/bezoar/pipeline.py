@@ -25,6 +25,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import TAC, Evidence, Method, Repair, methods
 from bezoar.metrics import accuracy, agreement
+from bezoar.networks.purified import Purified
 from bezoar.scan_record import no_proof, scan_record
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels, Verdict, judge
@@ -229,6 +230,7 @@ def clean(
             "accuracy_drop": drop,
             "max_accuracy_drop": max_accuracy_drop,
             "fitted_on": {"count": len(fit_part), "of": len(labels)},
+            "wrapped": wrapped(classifier, repair.classifier),
             "changes": changes(classifier, repair.classifier),
             "curves": repair.record.get("curves", []),
             "repair": {key: value for key, value in repair.record.items() if key != "curves"},
@@ -274,9 +276,13 @@ def describe(classifier: Classifier, images: ImageSet, seed: int) -> dict[str, A
 
 
 def changes(before: Classifier, after: Classifier) -> list[dict[str, Any]]:
-    """For each changed tensor of the state dict: ||new - old|| / ||old||, largest first."""
+    """For each changed tensor of the state dict: ||new - old|| / ||old||, largest first.
+
+    Of a network that got a purifier in front, the tensors that were there before.
+    """
     rows = []
-    new_state = after.network.state_dict()
+    front = _new_front(before, after)
+    new_state = (after if front is None else front).network.state_dict()
     for name, old in before.network.state_dict().items():
         if not old.is_floating_point():
             continue  # counters of batches say nothing
@@ -291,6 +297,21 @@ def changes(before: Classifier, after: Classifier) -> list[dict[str, Any]]:
                 }
             )
     return sorted(rows, key=lambda row: -(row["relative_change"] or float("inf")))
+
+
+def wrapped(before: Classifier, after: Classifier) -> dict[str, Any] | None:
+    """What a repair put in front of the network: the purifier's parameters; None for nothing."""
+    front = _new_front(before, after)
+    if front is None:
+        return None
+    return {"parameters": sum(p.numel() for p in front.purifier.parameters())}
+
+
+def _new_front(before: Classifier, after: Classifier) -> Purified | None:
+    """``after``'s network where it is a purifier before ``before``'s, which may be purified too."""
+    network = after.network
+    same = network.state_dict().keys() == before.network.state_dict().keys()
+    return network if isinstance(network, Purified) and not same else None
 
 
 def _repair_for(

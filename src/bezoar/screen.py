@@ -39,10 +39,16 @@ def print_facts(record: dict[str, Any]) -> None:
         if key == "kind" or value in (None, "", (), [], {}):
             continue
         if isinstance(value, dict):
-            value = ", ".join(f"{name}: {count}" for name, count in value.items())
+            value = _in_a_row(value)
         elif isinstance(value, list | tuple):
-            value = ", ".join(map(str, value))
+            value = ", ".join(map(_in_a_row, value))
         print(f"{key.replace('_', ' ')}: {value}")
+
+
+def _in_a_row(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {item}" for name, item in value.items())
+    return str(value)
 
 
 def print_scan(record: dict[str, Any]) -> None:
@@ -65,6 +71,17 @@ def print_scan(record: dict[str, Any]) -> None:
         console.print(f"Audit: {record['audit']['outcome']}. {record['audit']['sentence']}")
     for notice in record["notices"]:
         console.print(f"Note: {notice}")
+
+
+def print_cost(record: dict[str, Any]) -> None:
+    """What a purifier in front of the network costs, where the record has it."""
+    cost = record.get("repair", {}).get("cost")
+    if cost:
+        print(
+            f"Cost per image: {cost['milliseconds per image']:.3g} ms "
+            f"({cost['milliseconds per image without']:.3g} ms without the purifier of "
+            f"{cost['purifier parameters']:,} parameters), in batches of {cost['batch']}"
+        )
 
 
 def _scan_columns(record: dict[str, Any]) -> dict[str, list[str]]:

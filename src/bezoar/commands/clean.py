@@ -11,14 +11,18 @@ from bezoar.commands.lists import flat
 from bezoar.commands.options import FOUND, OK, ModelOnImages
 from bezoar.commands.outputs import (
     add_sources,
+    check_outputs,
     command_line,
     write_record,
     write_report,
 )
 from bezoar.errors import InputError
-from bezoar.screen import print_scan, progress_bar
+from bezoar.screen import print_cost, print_scan, progress_bar
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from bezoar.intake import LoadedModel
     from bezoar.methods import Method
 
 
@@ -33,7 +37,9 @@ class Clean(ModelOnImages):
     usable.
 
     Attributes:
-        out: where the cleaned weights go: same keys, number formats and container as the input.
+        out: where the cleaned weights go: same keys, number formats and container as the input;
+            for a purified model the ending chooses, .safetensors, .pt or .pth.
+        export: also write the cleaned network to this .pt2 file, for torch.export.load.
         method: which method; see `bezoar methods`.
         scan_methods: who looks, before and after the repair.
         preset: published takes the paper's settings instead of ours.
@@ -44,6 +50,7 @@ class Clean(ModelOnImages):
     """
 
     out: Path
+    export: Path | None = None
     method: str = "auto"
     scan_methods: tuple[str, ...] = ("tac",)
     preset: Literal["default", "published"] = "default"
@@ -55,6 +62,7 @@ class Clean(ModelOnImages):
     def run(self) -> int:
         """Runs the repair."""
         from bezoar import intake, pipeline
+        from bezoar.networks.purified import Purified
 
         report = self.report or self.out.with_name(f"{self.out.stem}.report.html")
         if not 0 <= self.max_accuracy_drop <= 100:
@@ -63,8 +71,17 @@ class Clean(ModelOnImages):
             )
         method = _method(self.method, self.preset, self.set)
         witnesses = pipeline.find_witnesses(self.scan_methods)
-        loaded, images = load(self, outputs=(self.out, report, self.json))
-        intake.check_writable(self.out, loaded.weights)
+        loaded, images = load(self, outputs=(self.out, self.export, report, self.json))
+        before = loaded.classifier.network
+        purified = isinstance(before, Purified) or (method is not None and method.purifies)
+        if purified:
+            intake.check_purified_writable(self.out, loaded.weights)
+            check_outputs(intake.source_beside(self.out), self.export, report, self.json)
+        else:
+            intake.check_writable(self.out, loaded.weights)
+        if self.export is not None:
+            loaded.classifier.trace(images.shape)
+            intake.check_exportable(before, images.shape, self.export, loaded.weights)
         with progress_bar(self.silent) as progress:
             repair = pipeline.clean(
                 loaded.classifier,
@@ -79,20 +96,38 @@ class Clean(ModelOnImages):
         add_sources(record, loaded, self.images)
         add_sources(record["scan"], loaded, self.images)
         if record["accepted"] or self.force:
-            intake.write_weights(loaded.weights, repair.classifier.network.state_dict(), self.out)
+            record["output"] = self._write(loaded, repair.classifier.network, images.shape)
             record["written"], record["forced"] = True, not record["accepted"]
-            record["output"] = {
-                "file": str(self.out),
-                "sha256": intake.read_weights(self.out).sha256,
-            }
         write_report(report, record, images, loaded, repair.evidence)
         write_record(self.json, record)
         if not self.silent:
             print_scan(record["scan"])
             print(record["outcome"])
+            print_cost(record)
             print(f"Weights: {self.out}" if record["written"] else "No weights were written.")
+            for what in ("source", "export"):
+                if what in record.get("output", {}):
+                    print(f"{what.capitalize()}: {record['output'][what]}")
             print(f"Report: {report}")
         return OK if record["written"] else FOUND
+
+    def _write(
+        self, loaded: LoadedModel, network: nn.Module, shape: tuple[int, int, int]
+    ) -> dict[str, str]:
+        """Writes the repaired network; the record's ``output``."""
+        from bezoar import intake
+        from bezoar.networks.purified import Purified
+
+        output = {"file": str(self.out)}
+        if isinstance(network, Purified):
+            intake.write_purified(loaded.weights, network, self.out)
+            output["source"] = str(intake.source_beside(self.out))
+        else:
+            intake.write_weights(loaded.weights, network.state_dict(), self.out)
+        if self.export is not None:
+            intake.write_exported(network, shape, self.export)
+            output["export"] = str(self.export)
+        return output | {"sha256": intake.read_weights(self.out).sha256}
 
 
 def _method(

@@ -2,7 +2,8 @@
 
 ``read_weights`` reads a file without executing anything from it, ``facts`` tells what is in it,
 ``load_model`` builds the network that a description names and fills it, ``write_weights`` writes
-other weights in the same form.
+other weights in the same form, ``write_purified`` a network behind a purifier, ``write_exported``
+a program that runs without the network's source.
 """
 
 from __future__ import annotations
@@ -24,24 +25,32 @@ from bezoar.intake.description import (
     read_description,
     read_fields,
 )
+from bezoar.intake.exporting import check_exportable, write_exported
 from bezoar.intake.facts import WeightsFacts, facts
 from bezoar.intake.matching import load_into
+from bezoar.intake.purified_files import check_purified_writable, source_beside, write_purified
 from bezoar.intake.weights import WeightsFile, check_finite, read_weights
 from bezoar.intake.writing import check_writable, write_weights
 from bezoar.networks.architectures import build_network
+from bezoar.networks.purified import Purified, fronted
 
 __all__ = [
     "LoadedModel",
     "ModelDescription",
     "WeightsFacts",
     "WeightsFile",
+    "check_exportable",
     "check_finite",
+    "check_purified_writable",
     "check_writable",
     "facts",
     "load_into",
     "load_model",
     "read_description",
     "read_weights",
+    "source_beside",
+    "write_exported",
+    "write_purified",
     "write_weights",
 ]
 
@@ -114,6 +123,9 @@ def load_model(
         num_classes=known.num_classes,
         channels=channels,
     )
+    if known.purifiers:
+        network = fronted(network, weights.tensors)
+        _check_same_images(network, description, where)
     notices = weights.notices + load_into(network, weights)
     network.to(target).eval()
     classifier = Classifier(
@@ -124,6 +136,18 @@ def load_model(
         input_size=description.height_and_width,
     )
     return LoadedModel(classifier, weights, description, notices)
+
+
+def _check_same_images(network: Purified, description: ModelDescription, where: str) -> None:
+    """A purifier gets the wrong pixels where the images are not normalised as it was made for."""
+    for name, given in (("mean", description.mean), ("std", description.std)):
+        own = network.get_buffer(name)
+        same = len(own) in (1, len(given))
+        if not same or not torch.allclose(own, torch.tensor(given), rtol=1e-4, atol=1e-6):
+            raise InputError(
+                f"{where} gives {given} as {name}, and the purifier in {description.weights} was "
+                f"made for {tuple(own.tolist())}; give that"
+            )
 
 
 def _described(

@@ -11,6 +11,7 @@ import msgspec
 from torch import Tensor
 
 from bezoar.intake.weights import SAFETENSORS, WeightsFile, nonfinite_names
+from bezoar.networks.purified import described, inner_network
 
 HEAD_NAME = re.compile(r"^(.*\.)?(fc|linear|classifier|heads?|logits|output|last_linear|pred)\b")
 AUXILIARY_NAME = re.compile(r"aux|head_dist|decoder|projector", re.IGNORECASE)
@@ -40,6 +41,8 @@ class WeightsFacts(msgspec.Struct, frozen=True, kw_only=True):
         head: the name of the final linear layer's weight; None where none was recognised.
         num_classes: its rows.
         input_channels: of the first convolution; None where there is none.
+        purifiers: what stands in front of the network, with the number of its parameters; the head
+            and the channels are those of the network itself.
         unknown: full sentences on what could not be told.
         extras: key → short description, of everything else that is in the file.
         nonfinite: names of tensors with NaN or infinite values.
@@ -60,6 +63,7 @@ class WeightsFacts(msgspec.Struct, frozen=True, kw_only=True):
     head: str | None
     num_classes: int | None
     input_channels: int | None
+    purifiers: tuple[dict[str, Any], ...]
     unknown: tuple[str, ...]
     extras: dict[str, str]
     nonfinite: tuple[str, ...]
@@ -67,11 +71,17 @@ class WeightsFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def facts(weights: WeightsFile) -> WeightsFacts:
-    """Reads the facts off ``weights``; the number of classes and channels by structure and name."""
+    """Reads the facts off ``weights``; the number of classes and channels by structure and name.
+
+    Raises:
+        InputError: the file is that of a purified network, and what it says of it is malformed.
+    """
     tensors = weights.tensors
+    purifiers = purifier_facts(tensors)
+    own = inner_network(tensors)
     in_file_order = weights.container != SAFETENSORS  # safetensors sorts its keys
-    head = find_head(tensors, in_file_order=in_file_order)
-    stem = find_stem(tensors, in_file_order=in_file_order)
+    head = find_head(own, in_file_order=in_file_order)
+    stem = find_stem(own, in_file_order=in_file_order)
     unknown = []
     if head is None:
         unknown.append("No final linear layer was recognised, so the number of classes is unknown.")
@@ -94,13 +104,26 @@ def facts(weights: WeightsFile) -> WeightsFacts:
         tensor_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         dtypes=dtypes,
         head=head,
-        num_classes=None if head is None else tensors[head].shape[0],
-        input_channels=None if stem is None else tensors[stem].shape[1],
+        num_classes=None if head is None else own[head].shape[0],
+        input_channels=None if stem is None else own[stem].shape[1],
+        purifiers=purifiers,
         unknown=tuple(unknown),
         extras=_extras(weights),
         nonfinite=nonfinite_names(tensors),
         notices=weights.notices,
     )
+
+
+def purifier_facts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], ...]:
+    """What stands in front of the network: kind, parameters, noise and arguments of each."""
+    result = []
+    for depth, told in enumerate(described(tensors)):
+        start = "network." * depth + "purifier."
+        count = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(start))
+        purifier = told["purifier"]
+        first = {"kind": purifier.get("kind"), "parameters": count, "noise": told["noise"]}
+        result.append({**first, **purifier})
+    return tuple(result)
 
 
 def find_head(tensors: Mapping[str, Tensor], *, in_file_order: bool = True) -> str | None:

@@ -193,6 +193,15 @@ def _prefix_between(missing: list[str], unexpected: list[str]) -> str | None:
 def matching_state(source: WeightsFile, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of ``state`` under the names of ``source.tensors``, all of them, shapes checked.
 
+    Raises:
+        InputError: a name or a shape differs.
+    """
+    return {own: state[name] for name, own in matching_names(source, state).items()}
+
+
+def matching_names(source: WeightsFile, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name in ``state`` → name in ``source.tensors``, for all of these, shapes checked.
+
     Batch counters that the source lacks are left out.
 
     Raises:
@@ -208,7 +217,7 @@ def matching_state(source: WeightsFile, state: Mapping[str, Tensor]) -> dict[str
                     f"{name} has shape {_size(state[name])} and {_size(source.tensors[own])} in "
                     f"{source.path}; a file of the same form takes weights of the same shapes"
                 )
-        return {own: state[name] for name, own in spelling.items()}
+        return spelling
     missing, unexpected = difference(source.tensors, state)
     lines = [f"the weights to write do not have the names of {source.path}:"]
     lines += _listed("missing", missing) + _listed("unexpected", unexpected)

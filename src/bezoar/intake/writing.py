@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -63,22 +63,38 @@ def write_weights(source: WeightsFile, state: Mapping[str, Tensor], out: str | P
     check_writable(out, source)
     own = matching_state(source, state)
     tensors = _in_source_form(source, own)
+    if source.container == SAFETENSORS:
+        save_safetensors(tensors, out, dict(source.metadata) or None)
+    else:
+        save_torch(_rebuilt(source, tensors), out, zipped=source.container == TORCH_ZIP)
+
+
+def save_safetensors(
+    tensors: Mapping[str, Tensor], out: str | Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file that appears complete or not at all."""
+    whole = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+    # save_file would make the file unreadable for everybody else, whatever the umask.
+    save(out, lambda stream: stream.write(safetensors.torch.save(whole, metadata)))
+
+
+def save_torch(document: Any, out: str | Path, *, zipped: bool = True) -> None:
+    """Writes a file of ``torch.save`` that appears complete or not at all."""
+    save(out, lambda stream: torch.save(document, stream, _use_new_zipfile_serialization=zipped))
+
+
+def save(out: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Has ``write`` fill a new file beside ``out``, and renames that to ``out``.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written to.
+    """
     target = _resolved(Path(out))
     partial = _beside(target)
     try:
-        if source.container == SAFETENSORS:
-            whole = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
-            # save_file would make the file unreadable for everybody else, whatever the umask.
-            with partial.open("xb") as stream:
-                stream.write(safetensors.torch.save(whole, dict(source.metadata) or None))
-        else:
-            with partial.open("xb") as stream:
-                torch.save(
-                    _rebuilt(source, tensors),
-                    stream,
-                    _use_new_zipfile_serialization=source.container == TORCH_ZIP,
-                )
-        with partial.open("rb+") as stream:
+        with partial.open("xb") as stream:
+            write(stream)
+            stream.flush()
             os.fsync(stream.fileno())
         partial.replace(target)
     except (OSError, safetensors.SafetensorError) as error:
