@@ -111,6 +111,8 @@ def one(
         "processor seconds": time.process_time() - used,
         "steps": repair.record.get("seconds"),
     }
+    told = ("p", "carried", "strong triggers", "way", "cost")
+    row |= {key: repair.record[key] for key in told if key in repair.record}
     if attack is None:
         for when, model in (("before", classifier), ("after", repair.classifier)):
             row[when] = {"acc": clean_accuracy(model, test)}

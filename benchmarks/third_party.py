@@ -43,12 +43,14 @@ class Options:
             target class: what its removal could do if the scan were always right.
         seeds: each draws other clean images.
         models: names of the checkpoints; by default all.
+        images: clean images of each draw.
         threads: of torch.
     """
 
     methods: tuple[str, ...] = ("tac", "ft", "rnp", "tac-oracle")
     seeds: tuple[int, ...] = (0, 1, 2)
     models: tuple[str, ...] = ()
+    images: int = CLEAN_IMAGES
     threads: int = 1
 
 
@@ -80,12 +82,14 @@ def main(options: Options) -> None:
     root = Path(os.environ["BEZOAR_DATA"])
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
     done |= {
-        "title": "Third-party checkpoints, 500 clean images of the test file, measured on the rest",
+        "title": "Third-party checkpoints, clean images of the test file, measured on the rest",
         "command": "python benchmarks/third_party.py",
         "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
         "machine": f"{platform.machine()}, {options.threads} thread(s)",
     }
-    known = {(run["model"], run["method"], run["seed"]) for run in done["runs"]}
+    known = {
+        (run["model"], run["method"], run["seed"], run["clean images"]) for run in done["runs"]
+    }
     images: dict[str, ImageSet] = {}
     for folder in sorted((root / "models").iterdir()):
         if not (folder / "model.json").exists():
@@ -99,14 +103,14 @@ def main(options: Options) -> None:
         everything = images[data]
         methods = ("scan", *(options.methods if facts["backdoored"] else options.methods[:1]))
         for seed in options.seeds:
-            part, rest = everything.split(CLEAN_IMAGES / len(everything), seed=seed)
+            part, rest = everything.split(options.images / len(everything), seed=seed)
             attack = None
             if facts["backdoored"]:
                 attack = StoredPattern(
                     file=str(folder / "trigger.npy"), target=facts["attack"]["target"]
                 )
             for method in methods:
-                if (folder.name, method, seed) in known:
+                if (folder.name, method, seed, len(part)) in known:
                     continue
                 started = time.perf_counter()
                 row: dict[str, Any] = {"model": folder.name, "method": method, "seed": seed}
