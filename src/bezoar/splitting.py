@@ -119,6 +119,7 @@ def deepest_map(
     A map is (n, channels, height, width) with more than one position, or (n, tokens, channels) with
     more than one token; for a transformer that is the last norm. Where no map cuts the network, the
     deepest layer with more outputs than there are logits does (a hidden layer of a perceptron).
+    The map comes ``rectified``.
 
     Args:
         run: images → logits; in eval mode while this function runs.
@@ -144,12 +145,45 @@ def deepest_map(
     rows = [name for name, shape in order if len(shape) == 2 and shape[1] > answers]
     for name in (*reversed(maps), *reversed(rows)):
         try:
-            return split_at(run, network, name, probe)
+            split = split_at(run, network, name, probe)
+            with torch.no_grad():
+                return rectified(split, split.front(probe))
         except (InputError, RuntimeError, ValueError):
             continue  # a branch beside a shortcut, or a module that runs twice
     raise InputError(
         "no single layer cuts this network in two, neither a feature map nor a hidden layer; "
         "everything between images and logits runs beside something else"
+    )
+
+
+def rectified(split: Split, maps: Tensor) -> Split:
+    """``split`` with negative entries of its maps set to 0, where the rest does not see them.
+
+    Many networks apply their ReLU as a function, so that the deepest *module* is the norm before
+    it. What is behind then ignores how negative an entry is, and distances between maps should.
+
+    Args:
+        split: a cut.
+        maps: some of its maps (n, ...); with none below 0, or where it matters, ``split`` returns.
+    """
+    few = maps[:8]
+    if not bool((maps < 0).any()):
+        return split
+    with torch.no_grad():
+        same = torch.allclose(split.back(few), split.back(few.relu()), rtol=1e-4, atol=1e-5)
+    if not same:
+        return split
+
+    def both(images: Tensor) -> tuple[Tensor, Tensor]:
+        found, logits = split.both(images)
+        return found.relu(), logits
+
+    return Split(
+        split.layer,
+        lambda images: split.front(images).relu(),
+        split.back,
+        both,
+        lambda images, edit: split.edited(images, lambda maps: edit(maps.relu())),
     )
 
 

@@ -85,6 +85,7 @@ def fit(
     seed: int,
     loss: Loss | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     validation: ImageSet | None = None,
     before_epoch: Callable[[int], None] | None = None,
     hook: BatchHook | None = None,
@@ -100,7 +101,9 @@ def fit(
         recipe: how.
         seed: of the order, the augmentation and what the loss draws.
         loss: what is minimised; by default the cross-entropy.
-        parameters: which ones train; by default all.
+        parameters: which ones train; by default all. The others get no gradients.
+        optimizer: of those parameters, to go on with; the recipe sets its learning rate. By default
+            a new SGD.
         validation: labelled images whose accuracy is recorded after each epoch (not timed).
         before_epoch: called with the number of the epoch, from 0, before it begins.
         hook: what else happens in each step.
@@ -124,7 +127,7 @@ def fit(
     hook = hook or BatchHook()
     loss = loss or _cross_entropy(recipe)
     trained = list(network.parameters() if parameters is None else parameters)
-    optimizer = torch.optim.SGD(
+    optimizer = optimizer or torch.optim.SGD(
         trained,
         recipe.learning_rate,
         momentum=recipe.momentum,
@@ -138,7 +141,7 @@ def fit(
     resident = images.to(device)
     with (
         seeded(device, seed),
-        _requiring_gradients(trained),
+        _requiring_gradients(network, trained),
         _compiled(network, recipe.compile),
     ):
         run = TrainingState(network, optimizer, generator, hook, recipe.ema)
@@ -223,15 +226,17 @@ def _compiled(network: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _requiring_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Networks that were loaded for inference often have their parameters frozen."""
-    flags = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+def _requiring_gradients(network: nn.Module, trained: list[nn.Parameter]) -> Iterator[None]:
+    """Only what is trained: loaded networks are often frozen, and what stays costs no gradient."""
+    chosen = {id(parameter) for parameter in trained}
+    both = {id(parameter): parameter for parameter in (*network.parameters(), *trained)}
+    flags = [(parameter, parameter.requires_grad) for parameter in both.values()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(id(parameter) in chosen)
     try:
         yield
     finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
 

@@ -43,7 +43,7 @@ class ResidualGenerator(nn.Module):
         height: of the images it is for, in pixels, up to 4096.
         width: the same.
         features: channels of the U-Net's first level, up to 256; each further one has twice as
-            many.
+            many. With 0 there is no U-Net and no plane, only the pattern: G(x) = x + u.
         depth: levels of the U-Net, 1 to 8.
         planes: how many maps of the position it learns, 0 to 64; they start as N(0, 0.1²).
 
@@ -69,15 +69,16 @@ class ResidualGenerator(nn.Module):
         self.channels = _whole("channels", channels, 1, 64)
         self.height = _whole("height", height, 1, 4096)
         self.width = _whole("width", width, 1, 4096)
-        self.features = _whole("features", features, 1, 256)
+        self.features = _whole("features", features, 0, 256)
         self.depth = _whole("depth", depth, 1, 8)
         self.pattern = nn.Parameter(torch.zeros(channels, height, width))
-        self.planes = nn.Parameter(
-            _PLANE_STD * torch.randn(_whole("planes", planes, 0, 64), height, width)
-        )
-        self.unet = UNet(channels + planes, channels, width=features, depth=depth)
-        for parameter in self.unet.last.parameters():
-            nn.init.zeros_(parameter)
+        planes = _whole("planes", planes, 0, 64) if features else 0
+        self.planes = nn.Parameter(_PLANE_STD * torch.randn(planes, height, width))
+        self.unet: UNet | None = None
+        if features:
+            self.unet = UNet(channels + planes, channels, width=features, depth=depth)
+            for parameter in self.unet.last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps (n, c, h, w) in [0, 1] to (n, c, h, w), not clamped."""
@@ -86,6 +87,8 @@ class ResidualGenerator(nn.Module):
                 f"the generator was made for images of shape {tuple(self.pattern.shape)} and got "
                 f"{tuple(images.shape[1:])}; resize the images"
             )
+        if self.unet is None:
+            return images + self.pattern
         planes = self.planes.expand(images.shape[0], -1, -1, -1)  # torch.export reads no len
         made: Tensor = self.unet(torch.cat((images - 0.5, planes), 1))
         return images + self.pattern + made
