@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from bezoar.methods import Evidence
-from bezoar.methods.generated_trigger import GeneratedTrigger
+from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.recovered import Recovered
 from bezoar.power import power_sentence
@@ -262,4 +262,6 @@ def _size(found: Recovered, k: int) -> dict[str, Any]:
     if isinstance(found, Triggers):
         mask = found.masks[found.classes.index(k)]
         return {"mask_l1": float(mask.sum()), "image_pixels": int(mask.numel())}
-    return {"rms_bound": found.bound} if isinstance(found, GeneratedTrigger) else {}
+    if isinstance(found, GeneratedTrigger | GeneratedTriggers):
+        return {"rms_bound": found.bound}
+    return {}

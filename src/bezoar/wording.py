@@ -93,17 +93,18 @@ FALLBACK = Words(
     rest="the other half",
 )
 
-# A generator of small changes in pixel space, judged by how large they are (BTI-DBF).
+# A generator of bounded changes in pixel space, judged by how hard it pushes its class (BTI-DBF).
 GENERATED = Words(
-    value="trigger",
-    unit="levels of 255",
+    value="image / trigger",
     absent="no trigger",
-    absence="no change of the pixels was found that carries enough images into it",
-    unusual="is unusually easy to reach",
-    exceeds="can be reached more easily than backdoor-free models show",
-    looks_for="a small change of the pixels leads to",
+    absence="the recovered trigger does not lead there",
+    scores="standard deviations below networks without a backdoor",
+    judged="one trigger for all {classes}",
+    unusual="answers to a recovered trigger far more strongly than to its own images",
+    exceeds="answers to a recovered trigger more strongly than backdoor-free models show",
+    looks_for="answers to a bounded change of the pixels more strongly than to its own images",
     carrier="trigger",
-    means="One generator of small changes, the same for all images,",
-    rarely="in backdoor-free models hardly any change so small does that",
+    means="One bounded change of the pixels",
+    rarely="no class of backdoor-free models answers so strongly to such a change",
     known="four fifths of the images",
 )

@@ -4,6 +4,8 @@ Nothing here may import ``bezoar.attacks`` or ``bezoar.evaluation``: a method de
 images and from what it recovers itself.
 """
 
+from bezoar.methods.bti_dbf import BtiDbf
+from bezoar.methods.bti_dbf_p import BtiDbfP
 from bezoar.methods.fine_tuning import FineTuning
 from bezoar.methods.method import Evidence, Method, Needs, Repair, methods
 from bezoar.methods.neural_cleanse import NeuralCleanse
@@ -13,6 +15,8 @@ from bezoar.methods.tac import TAC
 __all__ = [
     "RNP",
     "TAC",
+    "BtiDbf",
+    "BtiDbfP",
     "Evidence",
     "FineTuning",
     "Method",

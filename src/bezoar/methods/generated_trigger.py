@@ -46,6 +46,34 @@ class GeneratedTrigger:
             return bounded(images, self.generator(images), self.bound)
 
 
+@dataclass(frozen=True)
+class GeneratedTriggers:
+    """Several generators, each for the classes that it leads to; the first one for a class counts.
+
+    Attributes:
+        triggers: at least one.
+    """
+
+    triggers: tuple[GeneratedTrigger, ...]
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The classes of all of them, each once."""
+        return tuple(dict.fromkeys(k for trigger in self.triggers for k in trigger.classes))
+
+    @property
+    def bound(self) -> float | None:
+        """Largest RMS change, the same for all."""
+        return self.triggers[0].bound
+
+    def stamp(self, images: Tensor, k: int) -> Tensor:
+        """A(x) of images (n, c, h, w) in [0, 1] with the trigger for class ``k``."""
+        for trigger in self.triggers:
+            if k in trigger.classes:
+                return trigger.stamp(images, k)
+        raise InputError(f"class {k} has no trigger; there are ones for {self.classes}")
+
+
 def bounded(images: Tensor, made: Tensor, bound: float | None) -> Tensor:
     """The images (n, c, h, w) in [0, 1] with the change to ``made``, held within ``bound``.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,13 @@ class Purified(nn.Module):
     def noise(self) -> float:
         """As given; ``configuration`` says the same, so it stays as it is."""
         return self._noise
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; a network behind that has no weight to train always runs in eval mode."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.network.parameters()):
+            self.network.eval()  # else its statistics would change, and dropout would act
+        return self
 
     def purify(self, pixels: Tensor) -> Tensor:
         """What the network gets to see of images (n, c, h, w) in [0, 1], in [0, 1] as well."""

@@ -1,0 +1,298 @@
+"""BTI-DBF's null, its false alarms and its power: how strong recovered triggers are.
+
+    BEZOAR_DATA=... python benchmarks/bti_dbf_detection.py [--null 12] [--parts null judged]
+
+``null`` trains backdoor-free networks of several kinds on parts of CIFAR-10's and GTSRB's training
+files (all signs, or twelve of them), takes those of the pool's development half as well, recovers a
+trigger from each with 500 clean images, and writes the strengths of those that answer at least half
+of the test images rightly to
+``src/bezoar/data/bti_dbf_null.json``. ``judged`` recovers triggers from the
+models of the pool and tests them against that null: the development half, on which the settings
+were chosen, and the held-out half apart. ``digits`` does the same with digit networks, which are no
+part of the null. ``third-party`` with the third-party checkpoints. Each network is written to
+``results/bti_dbf_detection.json`` at once, and a rerun does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import false_alarms
+import msgspec
+import third_party
+import torch
+import tyro
+from pool_methods import POOL, clean_accuracy, parts
+
+import bezoar
+from bezoar import networks
+from bezoar.classifier import Classifier
+from bezoar.datasets import open_dataset
+from bezoar.images import ImageSet
+from bezoar.methods import BtiDbf
+from bezoar.methods.bti_dbf_strength import null_strengths, strength_test
+from bezoar.metrics import auroc, rate
+from bezoar.pools import open_pool
+from bezoar.records import to_json, write_text
+from bezoar.training import Recipe, fit
+
+RESULTS = Path(__file__).parent / "results" / "bti_dbf_detection.json"
+NULL = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "bti_dbf_null.json"
+NULL_SEED, DIGITS_SEED = 6000, 7000
+KINDS = (
+    ("resnet-8", {"width": 8}),
+    ("small-cnn", {"channels": 3, "width": 32}),
+    ("resnet-8", {"width": 12}),
+)
+TASKS = ("cifar10", "gtsrb", "twelve signs")
+TRAINING_IMAGES, CLEAN_IMAGES = 8000, 500
+RECIPE = Recipe(
+    epochs=6,
+    batch_size=64,
+    learning_rate=0.05,
+    schedule="one-cycle",
+    crop_padding=2,
+    label_smoothing=0.1,
+    clip_norm=5.0,
+)
+
+
+@dataclass
+class Options:
+    """What to run.
+
+    Attributes:
+        parts: which ones.
+        null: backdoor-free networks of the null.
+        digits: digit networks of each kind.
+        seeds: of the judged models' clean images and of all draws.
+        images: clean images for each judged model.
+        keep: a folder where trained networks are kept, and taken from where they are there.
+        threads: of torch.
+    """
+
+    parts: tuple[Literal["null", "judged", "digits", "third-party"], ...] = ("null", "judged")
+    null: int = 12
+    digits: int = 10
+    seeds: tuple[int, ...] = (0,)
+    images: int = CLEAN_IMAGES
+    keep: Path | None = None
+    threads: int = 1
+
+
+def task(name: str) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Images to train on, those that clean images are drawn from, and test images."""
+    data = "cifar10" if name == "cifar10" else "gtsrb"
+    found = (open_dataset(data, "train"), *parts(data))
+    if name != "twelve signs":
+        return found
+    train, rest, test = map(twelve, found)
+    return train, rest, test
+
+
+def twelve(images: ImageSet) -> ImageSet:
+    """The first twelve classes."""
+    labels = images.require_labels("choosing classes")
+    return images.subset(torch.nonzero(labels < 12).flatten())
+
+
+def null_network(number: int, keep: Path | None) -> tuple[Classifier, ImageSet, dict[str, Any]]:
+    """A backdoor-free network, its clean images and its facts."""
+    seed = NULL_SEED + number
+    name, (kind, arguments) = TASKS[number % 3], KINDS[number // 3 % 3]
+    train, rest, test = task(name)
+    train = train.sample(TRAINING_IMAGES, seed=seed)
+    classes = int(train.require_labels("training").max()) + 1
+    pixels = train.images.float() / 255
+    mean = tuple(pixels.mean((0, 2, 3)).tolist())
+    std = tuple(pixels.std((0, 2, 3)).tolist())
+    torch.manual_seed(seed)
+    network = networks.build(kind, num_classes=classes, **arguments)
+    classifier = Classifier(network, mean=mean, std=std)
+    kept = keep and keep / f"{seed}.pt"
+    if kept and kept.exists():
+        network.load_state_dict(torch.load(kept, weights_only=True))
+        network.eval()
+    else:
+        epochs = 12 if name == "gtsrb" else RECIPE.epochs  # 43 classes are learned more slowly
+        fit(classifier, train, msgspec.structs.replace(RECIPE, epochs=epochs), seed=seed)
+    if kept and not kept.exists():
+        torch.save(network.state_dict(), kept)
+    clean = rest.sample(CLEAN_IMAGES, seed=seed)
+    facts = {
+        "kind": "null",
+        "task": name,
+        "network": f"{kind} {arguments.get('width', '')}".strip(),
+        "seed": seed,
+        "acc": clean_accuracy(classifier, test)["value"],
+    }
+    return classifier, clean, facts
+
+
+def look(classifier: Classifier, clean: ImageSet, seed: int) -> dict[str, Any]:
+    """What the scan recovers."""
+    started, used = time.perf_counter(), time.process_time()
+    evidence = BtiDbf().inspect(classifier, clean, seed=seed)
+    record = evidence.record
+    return {
+        "strength": record["strength"],
+        "found": record["target_class"],
+        "carried": record["carried"],
+        "reading": record["reading"]["kind"],
+        "smallest rms": record["smallest rms"],
+        "rest accuracy": record["decoupling"]["rest"]["accuracy"],
+        "weakness": record["decoupling"]["weakness"],
+        "seconds": time.perf_counter() - started,
+        "processor seconds": time.process_time() - used,
+    }
+
+
+def pool_models(options: Options) -> Iterator[tuple[dict[str, Any], Classifier, ImageSet]]:
+    """The pool's models with their clean images."""
+    pool = open_pool(POOL)
+    for seed in options.seeds:
+        for half in ("development", "held-out"):
+            for entry in pool.half(half):
+                facts = {
+                    "kind": "judged",
+                    "half": half,
+                    "model": entry.name,
+                    "status": entry.status,
+                    "attack": entry.attack,
+                    "target": entry.target,
+                    "seed": seed,
+                    "clean images": options.images,
+                }
+                rest, _ = parts(entry.data)
+                clean = rest.sample(options.images, seed=seed)
+                yield facts, pool.load(entry).classifier, clean
+
+
+def third_party_models(options: Options) -> Iterator[tuple[dict[str, Any], Classifier, ImageSet]]:
+    """The third-party checkpoints."""
+    root = Path(os.environ["BEZOAR_DATA"])
+    for folder in sorted((root / "models").iterdir()):
+        if not (folder / "model.json").exists():
+            continue
+        loaded, known = third_party.load(folder)
+        everything = third_party.test_images(root, known)
+        for seed in options.seeds:
+            clean, _ = everything.split(options.images / len(everything), seed=seed)
+            facts = {
+                "kind": "third-party",
+                "half": "third-party",
+                "model": folder.name,
+                "status": "backdoored" if known["backdoored"] else "clean",
+                "attack": known["attack"]["name"] if known["backdoored"] else None,
+                "target": known["attack"]["target"] if known["backdoored"] else None,
+                "seed": seed,
+                "clean images": options.images,
+            }
+            yield facts, loaded.classifier, clean
+
+
+def digit_models(options: Options) -> Iterator[tuple[dict[str, Any], Classifier, ImageSet]]:
+    """Digit networks: backdoor-free, with a patch, with faint noise."""
+    for kind in ("clean", "bad-nets", "blend"):
+        for number in range(options.digits):
+            seed = DIGITS_SEED + number
+            classifier, clean, row = false_alarms.trained(kind, seed)
+            usable = row["acc"] >= 0.9 and (row["asr"] is None or row["asr"] >= 0.9)
+            facts = {
+                "kind": "digits",
+                "half": "digits",
+                "model": f"{kind} {seed}",
+                "status": ("clean" if kind == "clean" else "backdoored") if usable else "weak",
+                "attack": None if kind == "clean" else kind,
+                "target": row["target"],
+                "seed": seed,
+                "clean images": len(clean),
+            }
+            yield facts, classifier, clean
+
+
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rates for each half: false alarms, power, right classes, and AUROC of the strength."""
+    rows = []
+    for half, count in sorted({(r["half"], r["clean images"]) for r in runs if "half" in r}):
+        own = [r for r in runs if r.get("half") == half and r["clean images"] == count]
+        clean = [r for r in own if r["status"] == "clean"]
+        bad = [r for r in own if r["status"] == "backdoored"]
+        row: dict[str, Any] = {"half": half, "clean images": count}
+        row |= {"clean models": len(clean), "backdoored models": len(bad)}
+        for name, chosen in (("false alarms", clean), ("flagged", bad)):
+            if chosen:
+                flags = torch.tensor([strength_test(r["strength"])[1] <= 0.05 for r in chosen])
+                row[f"{name} at 0.05"] = rate(int(flags.sum()), len(flags)).as_record()
+        if bad:
+            right = sum(r["found"] == r["target"] for r in bad)
+            row["class right"] = rate(right, len(bad)).as_record()
+            both = sum(
+                r["found"] == r["target"] and strength_test(r["strength"])[1] <= 0.05 for r in bad
+            )
+            row["flagged and class right"] = rate(both, len(bad)).as_record()
+        if clean and bad:
+            row["auroc"] = float(
+                auroc(
+                    torch.tensor([r["strength"] for r in bad]),
+                    torch.tensor([r["strength"] for r in clean]),
+                )
+            )
+        rows.append(row)
+    return rows
+
+
+def main(options: Options) -> None:
+    """Runs what is missing."""
+    torch.set_num_threads(options.threads)
+    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"null": [], "runs": []}
+    done |= {
+        "title": "BTI-DBF: strength of recovered triggers",
+        "command": "python benchmarks/bti_dbf_detection.py",
+        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
+        "machine": f"{platform.machine()}, {options.threads} thread(s)",
+    }
+
+    def save() -> None:
+        for run in done["runs"]:
+            run["p"] = strength_test(run["strength"])[1]
+        done["summary"] = summary(done["runs"])
+        write_text(RESULTS, json.dumps(to_json(done), indent=1) + "\n")
+
+    known = {(r["model"], r["seed"], r["clean images"]) for r in done["runs"]}
+    sources = {"judged": pool_models, "digits": digit_models, "third-party": third_party_models}
+    for part, models in sources.items():
+        if part not in options.parts:
+            continue
+        for facts, classifier, clean in models(options):
+            if (facts["model"], facts["seed"], facts["clean images"]) in known:
+                continue
+            row = facts | look(classifier, clean, facts["seed"])
+            done["runs"].append(row)
+            save()
+            print(row, flush=True)
+    if "null" in options.parts:
+        for number in range(len(done["null"]), options.null):
+            classifier, clean, facts = null_network(number, options.keep)
+            row = facts | look(classifier, clean, facts["seed"])
+            done["null"].append(row)
+            save()
+            print(row, flush=True)
+        pool_rows = [r for r in done["runs"] if r.get("half") == "development"]
+        ours = [r for r in pool_rows if r["status"] == "clean" and r["seed"] == 0]
+        learned = [r for r in done["null"] if r["acc"] >= 0.5]
+        strengths = sorted(row["strength"] for row in (*learned, *ours))
+        write_text(NULL, json.dumps({"version": 1, "strengths": strengths}, indent=1) + "\n")
+        null_strengths.cache_clear()
+    save()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
