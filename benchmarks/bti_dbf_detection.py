@@ -225,7 +225,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [r for r in runs if r.get("half") == half and r["clean images"] == count]
         clean = [r for r in own if r["status"] == "clean"]
         bad = [r for r in own if r["status"] == "backdoored"]
-        row: dict[str, Any] = {"half": half, "clean images": count}
+        row: dict[str, Any] = {"pool half": half, "clean images": count}
         row |= {"clean models": len(clean), "backdoored models": len(bad)}
         for name, chosen in (("false alarms", clean), ("flagged", bad)):
             if chosen:

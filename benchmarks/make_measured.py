@@ -31,6 +31,7 @@ BRIEF = (
     *("before acc", "after acc", "before asr", "after asr", "accepted"),
     *("target ranked first", "flagged at 0.05", "backdoor found"),
     *("pool half", "models are", "family", "runs", "acc drop mean", "asr before", "asr after mean"),
+    *("clean models", "backdoored models", "false alarms at 0.05", "class right"),
     *("auroc", "auroc against other classes", "flagged of clean", "flagged of stamped"),
     *("case", "classes", "features", "images", "seconds", "ratio"),
 )

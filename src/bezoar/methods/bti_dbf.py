@@ -42,7 +42,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion
-from bezoar.methods.bti_dbf_recovering import Found, Start, recover
+from bezoar.methods.bti_dbf_recovering import Found, Start, divided, recover
 from bezoar.methods.bti_dbf_strength import null_in_words
 from bezoar.methods.bti_dbf_unlearning import GeneratedUnlearning, generated_loss
 from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
@@ -71,7 +71,8 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ways: parts of the way from the original to the fine-tuned network, rising to 1; the first
             is taken where every strong trigger is dead.
         dead: a trigger is dead when it carries at most this share of the held-out images.
-        held_out: share of the images that judges triggers and takes no part in their inversion.
+        held_out: share of the images that judges triggers and takes no part in their inversion; 0
+            judges on the images that they come from (official code).
     """
 
     name: ClassVar[str] = "bti-dbf"
@@ -92,10 +93,10 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     held_out: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 < self.held_out < 1:
+        if self.rounds < 1 or not 0 <= self.held_out < 1:
             raise InputError(
                 f"rounds is {self.rounds} and held_out {self.held_out}; expected at least 1, and a "
-                "share between 0 and 1"
+                "share in [0, 1)"
             )
         if not (0 <= self.dead <= 1 and (self.strong is None or 0 <= self.strong <= 1)):
             raise InputError(
@@ -113,6 +114,7 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             inversion=GeneratorInversion.published(),
             unlearning=GeneratedUnlearning.published(),
             strong=None,
+            held_out=0.0,
             ways=(1.0,),
         )
 
@@ -130,7 +132,7 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         there may be several. Every target of a trigger carries its p-value.
         """
         started = time.perf_counter()
-        known, held_out = clean.split(1 - self.held_out, seed=seed)
+        known, held_out = divided(clean, self.held_out, seed=seed)
         start = Start.of(classifier.trace(clean.shape), known, self.inversion, seed, progress)
         found: list[Found] = []
         most = (
@@ -193,15 +195,16 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         started = time.perf_counter()
         clean.require_labels("BTI-DBF")
-        known, held_out = clean.split(1 - self.held_out, seed=seed)
+        known, held_out = divided(clean, self.held_out, seed=seed)
         how = self.unlearning
         recipe = how.recipe
         if how.augment == "tolerated":
             recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
+        classifier.trace(clean.shape)
         original, repaired = classifier.copy(), classifier.copy()
         original.network.eval()
         repaired.network.eval()
-        start = Start.of(repaired.trace(clean.shape), known, self.inversion, seed, progress)
+        start = Start.of(repaired, known, self.inversion, seed, progress)
         optimizer = None
         if how.optimizer == "adam":
             optimizer = torch.optim.Adam(repaired.network.parameters(), recipe.learning_rate)
@@ -218,7 +221,7 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 self.inversion,
                 seed=seed + n,
                 start=start,
-                target=rounds[0].target if rounds else None,
+                target=rounds[0].majority if rounds else None,
                 progress=progress,
             )
             rounds.append(found)

@@ -33,7 +33,7 @@ from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion, residual_generator
 from bezoar.methods.bti_dbf_purifying import Purifying, in_front, purifying_loss
-from bezoar.methods.bti_dbf_recovering import Found, Start, recover
+from bezoar.methods.bti_dbf_recovering import Found, Start, divided, recover
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.neural_cleanse_triggers import pixels_of
 from bezoar.methods.purifying_cost import measure
@@ -56,7 +56,8 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         strong: a round needs a trigger whose strength has at most this p-value, the first one as
             well: a purifier that was never shown a backdoor's trigger stays the identity. None does
             all rounds (official code).
-        held_out: share of the images that judges triggers and takes no part in their inversion.
+        held_out: share of the images that judges triggers and takes no part in their inversion; 0
+            judges on the images that they come from (official code).
     """
 
     name: ClassVar[str] = "bti-dbf-p"
@@ -75,10 +76,10 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     held_out: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 < self.held_out < 1:
+        if self.rounds < 1 or not 0 <= self.held_out < 1:
             raise InputError(
                 f"rounds is {self.rounds} and held_out {self.held_out}; expected at least 1, and a "
-                "share between 0 and 1"
+                "share in [0, 1)"
             )
         if self.strong is not None and not 0 <= self.strong <= 1:
             raise InputError(f"strong is {self.strong}; expected a p-value in [0, 1], or none")
@@ -92,6 +93,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             purifying=Purifying.published(),
             rounds=5,
             strong=None,
+            held_out=0.0,
         )
 
     def remove(
@@ -109,7 +111,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         started = time.perf_counter()
         clean.require_labels("BTI-DBF")
-        known, held_out = clean.split(1 - self.held_out, seed=seed)
+        known, held_out = divided(clean, self.held_out, seed=seed)
         how = self.purifying
         recipe = how.recipe
         if how.augment == "tolerated":
@@ -136,7 +138,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 seed=seed + n,
                 start=start,
                 front=front.purify if n else None,
-                target=rounds[0].target if rounds else None,
+                target=rounds[0].majority if rounds else None,
                 progress=progress,
             )
             rounds.append(found)

@@ -98,6 +98,14 @@ class Found:
         """The classes that it leads to: those of the reading, or else the leading one."""
         return self.reading.targets or (self.target,)
 
+    @property
+    def majority(self) -> int:
+        """The most frequent answer, whoever asks: the label that the official code guesses.
+
+        It adds noise and augmentation to the images; here there are none.
+        """
+        return int(self.votes.answers.sum(0).argmax())
+
     def leads(self) -> Tensor:
         """For each class, the other one that most of its images are sent to, (K,); -1 for none."""
         elsewhere = self.votes.answers.clone().fill_diagonal_(0)
@@ -123,12 +131,18 @@ class Found:
             "votes": self.votes.as_record(),
             "reading": self.reading.as_record(classes),
             "target_class": self.target,
+            "majority": self.majority,
             "carried": self.carried,
             "strength": self.strength,
             "p": self.p_value,
             "rms": self.rms,
             "smallest rms": self.smallest,
         }
+
+
+def divided(clean: ImageSet, held_out: float, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Images that triggers come from, and a share of others; with 0 all images are both."""
+    return clean.split(1 - held_out, seed=seed) if held_out else (clean, clean)
 
 
 def recover(
@@ -166,7 +180,8 @@ def recover(
     if not len(held_out):
         raise InputError("there is no held-out image; give at least two images of each class")
     start = start or Start()
-    decoupled = decouple(classifier, known, held_out, decoupling, seed=seed, progress=progress)
+    others = None if held_out is known else held_out
+    decoupled = decouple(classifier, known, others, decoupling, seed=seed, progress=progress)
     pixels, sources = pixels_of(known, classifier)
     shown, labels = pixels_of(held_out, classifier)
     with classifier.evaluating(), seeded(classifier.device, seed):
