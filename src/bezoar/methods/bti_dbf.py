@@ -135,9 +135,8 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         known, held_out = divided(clean, self.held_out, seed=seed)
         start = Start.of(classifier.trace(clean.shape), known, self.inversion, seed, progress)
         found: list[Found] = []
-        most = (
-            MOST_TRIGGERS if start.generator is None else 1
-        )  # the published one has but one start
+        # The published generator has but one start.
+        most = MOST_TRIGGERS if start.generator is None else 1
         while not found or (len(found) < most and found[-1].p_value <= LEVEL):
             one = recover(
                 classifier,
@@ -195,12 +194,12 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         started = time.perf_counter()
         clean.require_labels("BTI-DBF")
+        classifier.trace(clean.shape)
         known, held_out = divided(clean, self.held_out, seed=seed)
         how = self.unlearning
         recipe = how.recipe
         if how.augment == "tolerated":
             recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
-        classifier.trace(clean.shape)
         original, repaired = classifier.copy(), classifier.copy()
         original.network.eval()
         repaired.network.eval()

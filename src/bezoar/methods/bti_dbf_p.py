@@ -111,12 +111,13 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         started = time.perf_counter()
         clean.require_labels("BTI-DBF")
+        classifier.trace(clean.shape)
         known, held_out = divided(clean, self.held_out, seed=seed)
         how = self.purifying
         recipe = how.recipe
         if how.augment == "tolerated":
             recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
-        behind = classifier.copy().trace(clean.shape)
+        behind = classifier.copy()
         behind.network.eval().requires_grad_(False)
         start = Start.of(behind, known, self.inversion, seed, progress)
         purifier = self._purifier(behind, start, seed).requires_grad_(False)
