@@ -37,6 +37,7 @@ from bezoar.classifier import Classifier
 from bezoar.datasets import open_dataset
 from bezoar.images import ImageSet
 from bezoar.methods import BtiDbf
+from bezoar.methods.bti_dbf_generators import GeneratorInversion
 from bezoar.methods.bti_dbf_strength import null_strengths, strength_test
 from bezoar.metrics import auroc, rate
 from bezoar.pools import open_pool
@@ -75,6 +76,7 @@ class Options:
         seeds: of the judged models' clean images and of all draws.
         images: clean images for each judged model.
         keep: a folder where trained networks are kept, and taken from where they are there.
+        constraint: ``switch`` inverts with the official code's switch and distances instead.
         threads: of torch.
     """
 
@@ -84,6 +86,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     images: int = CLEAN_IMAGES
     keep: Path | None = None
+    constraint: Literal["scaled", "switch"] = "scaled"
     threads: int = 1
 
 
@@ -136,10 +139,18 @@ def null_network(number: int, keep: Path | None) -> tuple[Classifier, ImageSet, 
     return classifier, clean, facts
 
 
-def look(classifier: Classifier, clean: ImageSet, seed: int) -> dict[str, Any]:
+def look(
+    classifier: Classifier, clean: ImageSet, seed: int, constraint: str = "scaled"
+) -> dict[str, Any]:
     """What the scan recovers."""
+    method = BtiDbf()
+    if constraint == "switch":
+        switch = GeneratorInversion(
+            constraint="switch", bound=0.3**0.5, distance="mean square", benign_weight=0.01
+        )
+        method = BtiDbf(inversion=switch)
     started, used = time.perf_counter(), time.process_time()
-    evidence = BtiDbf().inspect(classifier, clean, seed=seed)
+    evidence = method.inspect(classifier, clean, seed=seed)
     record = evidence.record
     return {
         "strength": record["strength"],
@@ -190,7 +201,7 @@ def third_party_models(options: Options) -> Iterator[tuple[dict[str, Any], Class
                 "half": "third-party",
                 "model": folder.name,
                 "status": "backdoored" if known["backdoored"] else "clean",
-                "attack": known["attack"]["name"] if known["backdoored"] else None,
+                "attack": known["attack"]["kind"] if known["backdoored"] else None,
                 "target": known["attack"]["target"] if known["backdoored"] else None,
                 "seed": seed,
                 "clean images": options.images,
@@ -221,11 +232,14 @@ def digit_models(options: Options) -> Iterator[tuple[dict[str, Any], Classifier,
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rates for each half: false alarms, power, right classes, and AUROC of the strength."""
     rows = []
-    for half, count in sorted({(r["half"], r["clean images"]) for r in runs if "half" in r}):
-        own = [r for r in runs if r.get("half") == half and r["clean images"] == count]
+    keys = ("half", "clean images", "constraint")
+    for half, count, constraint in sorted({tuple(r.get(k, "scaled") for k in keys) for r in runs}):
+        own = [
+            r for r in runs if tuple(r.get(k, "scaled") for k in keys) == (half, count, constraint)
+        ]
         clean = [r for r in own if r["status"] == "clean"]
         bad = [r for r in own if r["status"] == "backdoored"]
-        row: dict[str, Any] = {"pool half": half, "clean images": count}
+        row: dict[str, Any] = {"pool half": half, "clean images": count, "constraint": constraint}
         row |= {"clean models": len(clean), "backdoored models": len(bad)}
         for name, chosen in (("false alarms", clean), ("flagged", bad)):
             if chosen:
@@ -266,15 +280,17 @@ def main(options: Options) -> None:
         done["summary"] = summary(done["runs"])
         write_text(RESULTS, json.dumps(to_json(done), indent=1) + "\n")
 
-    known = {(r["model"], r["seed"], r["clean images"]) for r in done["runs"]}
+    names = ("model", "seed", "clean images", "constraint")
+    known = {tuple(r.get(name, "scaled") for name in names) for r in done["runs"]}
     sources = {"judged": pool_models, "digits": digit_models, "third-party": third_party_models}
     for part, models in sources.items():
         if part not in options.parts:
             continue
         for facts, classifier, clean in models(options):
-            if (facts["model"], facts["seed"], facts["clean images"]) in known:
+            facts["constraint"] = options.constraint
+            if tuple(facts[name] for name in names) in known:
                 continue
-            row = facts | look(classifier, clean, facts["seed"])
+            row = facts | look(classifier, clean, facts["seed"], options.constraint)
             done["runs"].append(row)
             save()
             print(row, flush=True)
@@ -285,7 +301,8 @@ def main(options: Options) -> None:
             done["null"].append(row)
             save()
             print(row, flush=True)
-        pool_rows = [r for r in done["runs"] if r.get("half") == "development"]
+        scaled = [r for r in done["runs"] if r.get("constraint", "scaled") == "scaled"]
+        pool_rows = [r for r in scaled if r["half"] == "development"]
         ours = [r for r in pool_rows if r["status"] == "clean" and r["seed"] == 0]
         learned = [r for r in done["null"] if r["acc"] >= 0.5]
         strengths = sorted(row["strength"] for row in (*learned, *ours))

@@ -74,7 +74,7 @@ def generated(answers, values=(0.5, *USUAL)):
     votes = Votes(answers)
     return Evidence(
         method="bti-dbf",
-        statistic="RMS of the smallest change",
+        statistic="Pull",
         values=tuple(values),
         scores=outliers.scores,
         p_values=outliers.p_values,
@@ -203,10 +203,10 @@ def test_a_trigger_that_leads_to_another_class_than_the_suspect_is_told_with_tha
 def test_a_generated_trigger_is_told_in_its_words():
     record = plain([generated(all_to(0))])
     assert record["sentence"] == (
-        "One generator of small changes, the same for all images, carries almost every image into "
-        "class Ant, and in backdoor-free models hardly any change so small does that."
+        "One bounded change of the pixels carries almost every image into class Ant, and "
+        "backdoor-free models hardly ever show one of such strength."
     )
-    assert "is 0.5 levels of 255" in record["reasons"][0]
+    assert record["reasons"][0].startswith("Class Ant: pull is 0.5, ")
     assert record["reasons"][1].startswith("Recovered from four fifths of the images, that trigger")
     (item,) = record["evidence"]
     assert item["recovered"] == [{"class": 0, "rms_bound": 0.1}] and item["details"] == {}

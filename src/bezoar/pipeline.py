@@ -87,11 +87,12 @@ def scan(
     evidence = tuple(
         witness.inspect(classifier, clean, seed=seed, progress=progress) for witness in looking
     )
+    flags = [flag for witness in evidence for flag in witness.record.get("flags", [])]
     judgement = judge(evidence, classifier.classes, levels)
     record = (
         describe(classifier, clean, seed)
         | scan_record(judgement, evidence, classifier.classes, len(clean), levels)
-        | {"notices": notices, "seconds": {"total": time.perf_counter() - started}}
+        | {"notices": notices + flags, "seconds": {"total": time.perf_counter() - started}}
     )
     return Finding(
         judgement.verdict,
@@ -203,6 +204,12 @@ def clean(
     except InputError as error:  # the repair ruined the network; the gate says so, not an error
         rescan = None
         again = f"The repaired model could not be scanned again: {error}."
+    front = wrapped(classifier, repair.classifier)
+    if front is not None and rescan and rescan.verdict is not Verdict.NOTHING_FOUND:
+        again += (
+            " The weights behind the purifier are unchanged, so a scan may still see the backdoor "
+            "in them."
+        )
     limit = f"{100 * max_accuracy_drop:g} points"
     outcome = (
         f"{'Repaired' if accepted else 'Not accepted'}: accuracy {100 * before.value:.1f} % before "
@@ -230,9 +237,10 @@ def clean(
             "accuracy_drop": drop,
             "max_accuracy_drop": max_accuracy_drop,
             "fitted_on": {"count": len(fit_part), "of": len(labels)},
-            "wrapped": wrapped(classifier, repair.classifier),
+            "wrapped": front,
             "changes": changes(classifier, repair.classifier),
             "curves": repair.record.get("curves", []),
+            "notices": list(repair.record.get("flags", [])),
             "repair": {key: value for key, value in repair.record.items() if key != "curves"},
             "rescan": rescan and rescan.record,
             "seconds": {"total": time.perf_counter() - started},

@@ -151,7 +151,7 @@ def _statistic_record(evidence: Evidence, levels: Levels, witnesses: int) -> dic
     scored = [v for v, s in zip(evidence.values, evidence.scores, strict=True) if not math.isnan(s)]
     null: dict[str, Any] = {"description": evidence.null}
     if scored:
-        null["median"] = float(np.median(scored))
+        null["median"] = float(np.median(scored)) if evidence.limit is None else evidence.limit(0.5)
         null |= _limits(evidence, levels, witnesses)
     return {
         "name": evidence.statistic,
@@ -172,17 +172,19 @@ def _limits(evidence: Evidence, levels: Levels, witnesses: int) -> dict[str, flo
     """The values that the smallest class would have to fall below for the two verdicts.
 
     They follow from the test that made the p-values. Which one that was is found by repeating it,
-    so that no limit is ever shown that does not belong to the p-values beside it; a witness with
-    another null has no limits.
+    so that no limit is ever shown that does not belong to the p-values beside it. A witness with
+    another null names its limits, or has none.
     """
-    logs = [math.log(v) if 0 < v < math.inf else math.inf for v in evidence.values]
-    if sum(map(math.isfinite, logs)) < FEWEST_CLASSES:
-        return {}
-    smallest = min(range(len(logs)), key=lambda k: logs[k])
     shares = {
         "critical_suspicious": levels.suspicious / witnesses,
         "critical_found": levels.found / witnesses,
     }
+    if evidence.limit is not None:
+        return {key: evidence.limit(p) for key, p in shares.items()}
+    logs = [math.log(v) if 0 < v < math.inf else math.inf for v in evidence.values]
+    if sum(map(math.isfinite, logs)) < FEWEST_CLASSES:
+        return {}
+    smallest = min(range(len(logs)), key=lambda k: logs[k])
     if small_outliers(logs).p_values == evidence.p_values:
         return {key: math.exp(critical_value(logs, smallest, p)) for key, p in shares.items()}
     if mad_outliers(logs).p_values == evidence.p_values:

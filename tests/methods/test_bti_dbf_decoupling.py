@@ -93,9 +93,9 @@ def test_a_network_that_does_not_separate_is_named():
     assert "hardly separated at 2" in found.weakness()
 
 
-def halves(benign, rest, whole=1.0):
+def halves(benign, rest, whole=1.0, right=0.6):
     split = planted().trace((1, 4, 4)).split()
-    of_benign, of_rest, of_whole = Half(benign, 0.5), Half(0.3, rest), Half(whole, 0.1)
+    of_benign, of_rest, of_whole = Half(benign, 0.5), Half(right, rest), Half(whole, 0.1)
     ones = torch.ones(1, 20)
     return Decoupled(split, ones, 0 * ones, of_whole, of_benign, of_rest, 10, True, 4)
 
@@ -104,7 +104,8 @@ def halves(benign, rest, whole=1.0):
     ("found", "says"),
     [
         (halves(0.9, math.log(4) + 0.01), None),
-        (halves(0.9, math.log(4)), "what is left still answers 30 %"),
+        (halves(0.9, math.log(4)), "what is left still answers 60 %"),
+        (halves(0.9, math.log(4) - 0.01, right=0.3), None),  # it knows nothing
         (halves(0.74, 9.0), "answer only 74 % of the images rightly, the network 100 %"),
         (halves(0.74, 9.0, whole=0.9), None),
     ],

@@ -103,6 +103,8 @@ class Clean(ModelOnImages):
         if not self.silent:
             print_scan(record["scan"])
             print(record["outcome"])
+            for flag in record.get("repair", {}).get("flags", []):
+                print(f"Note: {flag}")
             print_cost(record)
             print(f"Weights: {self.out}" if record["written"] else "No weights were written.")
             for what in ("source", "export"):

@@ -42,8 +42,8 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion
-from bezoar.methods.bti_dbf_recovering import Found, Start, divided, recover
-from bezoar.methods.bti_dbf_strength import null_in_words
+from bezoar.methods.bti_dbf_recovering import Found, Start, divided, recover, weaknesses
+from bezoar.methods.bti_dbf_strength import critical_value, null_in_words
 from bezoar.methods.bti_dbf_unlearning import GeneratedUnlearning, generated_loss
 from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
 from bezoar.methods.method import Evidence, Method, Needs, Repair, methods
@@ -54,7 +54,7 @@ from bezoar.wording import GENERATED
 
 LEVEL = 0.05  # a trigger this unusual may not be the only one
 MOST_TRIGGERS = 2  # that one scan recovers
-STATISTIC = "Logit that images give their class, over what the trigger gives it"
+STATISTIC = "The pull of images towards their class divided by that of the trigger"
 
 
 @methods.register("bti-dbf")
@@ -174,9 +174,11 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             | {
                 "paper": self.paper,
                 "configuration": self.configuration(),
+                "flags": weaknesses(found[:1]),
                 "seconds": {"total": time.perf_counter() - started},
             },
             words=GENERATED,
+            limit=critical_value,
         )
 
     def remove(
@@ -260,6 +262,7 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "strong triggers": len(strong),
                 "way": way,
                 "carried after": left,
+                "flags": weaknesses(rounds[:1]) + self._flags(left),
                 "recipe": msgspec.to_builtins(recipe),
                 "curves": [
                     {
@@ -272,6 +275,20 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "seconds": seconds | {"total": time.perf_counter() - started},
             },
         )
+
+    def _flags(self, left: list[float]) -> list[str]:
+        """What the user should know before trusting the repair."""
+        if not left:
+            return [
+                "The recovered trigger is no stronger than those of networks without a backdoor, "
+                "so the repair is little more than fine-tuning."
+            ]
+        if max(left) > self.dead:
+            return [
+                f"A recovered trigger still carries {100 * max(left):.0f} % of the held-out "
+                "images; a part of the backdoor may be left."
+            ]
+        return []
 
     def _settle(
         self,

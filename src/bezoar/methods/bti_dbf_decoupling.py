@@ -148,9 +148,12 @@ class Decoupled:
         """Why the separation should not be trusted, as a sentence; None where it is sound.
 
         The rest must know less than chance says (CE above ln K), since it votes against the true
-        class where the separation worked; and the benign half most of what the network knows.
+        class where the separation worked, or nothing (within a tenth of the way from chance to
+        always right); and the benign half most of what the network knows.
         """
-        if self.rest.cross_entropy <= math.log(self.classes):
+        chance = 1 / self.classes
+        knows = self.rest.accuracy > chance + 0.1 * (1 - chance)
+        if knows and self.rest.cross_entropy <= math.log(self.classes):
             return (
                 f"Benign features were hardly separated at {self.split.layer}: what is left still "
                 f"answers {100 * self.rest.accuracy:.0f} % of the images rightly (cross-entropy "

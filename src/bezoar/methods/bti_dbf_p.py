@@ -33,7 +33,7 @@ from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion, residual_generator
 from bezoar.methods.bti_dbf_purifying import Purifying, in_front, purifying_loss
-from bezoar.methods.bti_dbf_recovering import Found, Start, divided, recover
+from bezoar.methods.bti_dbf_recovering import Found, Start, divided, recover, weaknesses
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.neural_cleanse_triggers import pixels_of
 from bezoar.methods.purifying_cost import measure
@@ -164,6 +164,12 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             seconds["purifying"] += history.seconds
         _restore_gradients(purified.network, classifier.network)
         some = held_out.sample(TIMED, seed=seed)
+        flags = weaknesses(rounds[:1])
+        if not losses:
+            flags.append(
+                "The recovered trigger is no stronger than those of networks without a backdoor, "
+                "so the purifier was not trained: it leaves images as they are."
+            )
         return Repair(
             purified,
             {
@@ -171,6 +177,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "carried": rounds[0].carried,
                 "p": rounds[0].p_value,
                 "rounds": [one.as_record(classifier.classes) for one in rounds],
+                "flags": flags,
                 "cost": measure(behind, purified, pixels_of(some, classifier)[0]),
                 "recipe": msgspec.to_builtins(recipe),
                 "curves": [

@@ -7,6 +7,7 @@ of the answers to all images, whoever asks; here it is the class that draws the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,12 @@ class Found:
             "rms": self.rms,
             "smallest rms": self.smallest,
         }
+
+
+def weaknesses(rounds: Sequence[Found]) -> list[str]:
+    """Why what was recovered in these rounds should not be trusted, as sentences."""
+    found = (one.decoupled.weakness() for one in rounds)
+    return [weakness for weakness in found if weakness is not None]
 
 
 def divided(clean: ImageSet, held_out: float, *, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -64,10 +64,31 @@ def strength_test(strength: float) -> tuple[float, float]:
         The score is negative where a trigger is stronger than in networks without a backdoor, in
         standard deviations of a new observation's logarithm; the p-value is one-sided.
     """
+    mean, spread, degrees = _null()
+    score = (mean - math.log(max(strength, LEAST))) / spread
+    return score, student_t_cdf(score, degrees)
+
+
+def critical_strength(p_value: float) -> float:
+    """The strength that has this p-value, in (0, 1)."""
+    mean, spread, degrees = _null()
+    low, high = -1e3, 1e3  # of the score
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_t_cdf(middle, degrees) < p_value else (low, middle)
+    return math.exp(mean - low * spread)
+
+
+def critical_value(p_value: float) -> float:
+    """The same as evidence has it, where small is strong."""
+    return 1 / critical_strength(p_value)
+
+
+def _null() -> tuple[float, float, int]:
+    """Mean and standard deviation of a new observation's logarithm, and the degrees of freedom."""
     logs = [math.log(value) for value in null_strengths()]
     spread = statistics.stdev(logs) * math.sqrt(1 + 1 / len(logs))
-    score = (statistics.fmean(logs) - math.log(max(strength, LEAST))) / spread
-    return score, student_t_cdf(score, len(logs) - 1)
+    return statistics.fmean(logs), spread, len(logs) - 1
 
 
 def null_in_words() -> str:

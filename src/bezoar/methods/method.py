@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -38,6 +39,7 @@ class Evidence:
             looks elsewhere than at pixels.
         record: everything else, JSON-able.
         words: how it is told; None takes the words for what was recovered.
+        limit: where the method has a null of its own: the value of a class that has a p-value.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Evidence:
     recovered: Recovered | None = None
     record: dict[str, Any] = field(default_factory=dict)
     words: Words | None = None
+    limit: Callable[[float], float] | None = None
 
     @property
     def told(self) -> Words:
