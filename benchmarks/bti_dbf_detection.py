@@ -80,7 +80,11 @@ class Options:
         threads: of torch.
     """
 
-    parts: tuple[Literal["null", "judged", "digits", "third-party"], ...] = ("null", "judged")
+    parts: tuple[Literal["null", "judged", "digits", "third-party"], ...] = (
+        "judged",
+        "third-party",
+        "null",
+    )
     null: int = 12
     digits: int = 10
     seeds: tuple[int, ...] = (0,)

@@ -40,7 +40,7 @@ def test_scan_with_two_methods_tells_what_each_saw(run, model_files, tmp_path):
     report = tmp_path / "scan.html"
     options = ("--methods", "tac", "bti-dbf", "--report", report)
     code, out = run("scan", model_files / "planted.toml", *options)
-    assert code == 1 and "tac: shift" in out and "bti-dbf: image / trigger" in out
+    assert code == 1 and "tac: shift" in out and "bti-dbf: pull ratio" in out
     assert "no trigger" in out  # the other classes of bti-dbf
     _, out = run("scan", model_files / "planted.toml", *options, "--json", "-")
     record = json.loads(out)

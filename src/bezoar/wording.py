@@ -95,7 +95,7 @@ FALLBACK = Words(
 
 # A generator of bounded changes in pixel space, judged by how hard it pushes its class (BTI-DBF).
 GENERATED = Words(
-    value="image / trigger",
+    value="pull ratio",
     absent="no trigger",
     absence="the recovered trigger does not lead there",
     scores="standard deviations below networks without a backdoor",

@@ -169,7 +169,7 @@ PUBLISHED = {"kind": "published", "channels": 1, "mean": [0.5], "std": [0.5]}
         ({**RESIDUAL, "channels": True}, "channels"),
         ({**RESIDUAL, "width": 8.0}, "width"),
         ({**RESIDUAL, "depth": 40}, "depth"),
-        ({**RESIDUAL, "features": 0}, "features"),
+        ({**RESIDUAL, "features": -1}, "features"),
         ({**RESIDUAL, "planes": -1}, "planes"),
         ({**RESIDUAL, "planes": "4"}, "planes"),
         ({**PUBLISHED, "mean": [0.5, 0.5]}, "mean .* 1 finite"),
