@@ -14,10 +14,10 @@ from bezoar.classifier import Classifier
 from bezoar.demo import DIGITS_RECIPE
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import BtiDbf, bti_dbf, bti_dbf_recovering, bti_dbf_strength
-from bezoar.methods.bti_dbf import still_carried
+from bezoar.methods import BtiDbf, bti_dbf, bti_dbf_recovering, bti_dbf_settling, bti_dbf_strength
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion, Pretraining
+from bezoar.methods.bti_dbf_settling import still_carried
 from bezoar.methods.bti_dbf_unlearning import GeneratedUnlearning
 from bezoar.networks.generators import drawn
 from bezoar.networks.trigger_generators import PublishedGenerator
@@ -192,7 +192,7 @@ def test_the_first_way_on_which_every_trigger_is_dead_is_taken(carried, taken, d
         asked.append(sorted(carried)[len(asked) // 2])  # two triggers on each way
         return carried[asked[-1]] if len(asked) % 2 else 0.0
 
-    monkeypatch.setattr(bti_dbf, "still_carried", told)
+    monkeypatch.setattr(bti_dbf_settling, "still_carried", told)
     method = replace(QUICK, rounds=2, strong=None, inversion=GeneratorInversion(steps=5))
     repair = method.remove(digits.planted, digits.clean, seed=3)
     assert repair.record["way"] == taken

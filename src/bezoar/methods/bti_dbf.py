@@ -35,19 +35,18 @@ from typing import ClassVar, Self
 
 import msgspec
 import torch
-from torch import Tensor
 
-from bezoar.classifier import BATCH, Classifier
+from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion
 from bezoar.methods.bti_dbf_recovering import Found, Start, divided, recover, weaknesses
+from bezoar.methods.bti_dbf_settling import settle
 from bezoar.methods.bti_dbf_strength import critical_value, null_in_words
 from bezoar.methods.bti_dbf_unlearning import GeneratedUnlearning, generated_loss
 from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
 from bezoar.methods.method import Evidence, Method, Needs, Repair, methods
-from bezoar.methods.neural_cleanse_triggers import pixels_of
 from bezoar.methods.tolerated import with_tolerated_augmentation
 from bezoar.training import Progress, fit, no_progress
 from bezoar.wording import GENERATED
@@ -250,7 +249,9 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             losses += history.loss
             seconds["unlearning"] += history.seconds
         strong = [one for one in rounds if self.strong is None or one.p_value <= self.strong]
-        settled, way, left = self._settle(original, repaired, strong, held_out)
+        settled, way, left = settle(
+            original, repaired, strong, held_out, ways=self.ways, dead=self.dead
+        )
         last = rounds[0]
         return Repair(
             settled,
@@ -289,61 +290,3 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "images; a part of the backdoor may be left."
             ]
         return []
-
-    def _settle(
-        self,
-        original: Classifier,
-        repaired: Classifier,
-        strong: list[Found],
-        held_out: ImageSet,
-    ) -> tuple[Classifier, float, list[float]]:
-        """The first network on the way to ``repaired`` where all strong triggers are dead."""
-        for way in self.ways:
-            network = _between(original, repaired, way)
-            left = [still_carried(network, found, held_out, original) for found in strong]
-            if max(left, default=0.0) <= self.dead:
-                return network, way, left
-        return network, way, left
-
-
-def still_carried(
-    classifier: Classifier, found: Found, held_out: ImageSet, original: Classifier
-) -> float:
-    """The share of held-out images that a trigger sends where it sent most of their class.
-
-    Images count that ``original`` answered rightly, of classes that went anywhere.
-
-    Args:
-        classifier: the network the trigger is tried on.
-        found: the trigger, and where it led.
-        held_out: images that it does not come from.
-        original: the network before the repair.
-    """
-    leads = found.leads()
-    pixels, labels = pixels_of(held_out, classifier)
-    with classifier.evaluating(), original.evaluating(), torch.no_grad():
-        plain = _answers(original, pixels)
-        source = plain if labels is None else torch.where(plain == labels, plain, -1)
-        wanted = torch.where(source >= 0, leads.to(source.device)[source.clamp(min=0)], -1)
-        counted = wanted >= 0
-        if not bool(counted.any()):
-            return 0.0
-        stamped = torch.cat([found.inverted.stamp(part) for part in torch.split(pixels, BATCH)])
-        return float((_answers(classifier, stamped)[counted] == wanted[counted]).float().mean())
-
-
-def _between(original: Classifier, repaired: Classifier, way: float) -> Classifier:
-    """The network whose weights and statistics lie ``way`` of the way from one to the other."""
-    result = repaired.copy()
-    old, new = original.network.state_dict(), result.network.state_dict()
-    if way < 1:
-        mixed = {
-            name: torch.lerp(old[name], value, way) if value.is_floating_point() else value
-            for name, value in new.items()
-        }
-        result.network.load_state_dict(mixed)
-    return result
-
-
-def _answers(classifier: Classifier, images: Tensor) -> Tensor:
-    return torch.cat([classifier(part).argmax(1) for part in torch.split(images, BATCH)])
