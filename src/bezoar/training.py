@@ -141,7 +141,7 @@ def fit(
     resident = images.to(device)
     with (
         seeded(device, seed),
-        _requiring_gradients(network, trained),
+        gradients_only_for(network, trained),
         _compiled(network, recipe.compile),
     ):
         run = TrainingState(network, optimizer, generator, hook, recipe.ema)
@@ -226,8 +226,11 @@ def _compiled(network: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _requiring_gradients(network: nn.Module, trained: list[nn.Parameter]) -> Iterator[None]:
-    """Only what is trained: loaded networks are often frozen, and what stays costs no gradient."""
+def gradients_only_for(network: nn.Module, trained: list[nn.Parameter]) -> Iterator[None]:
+    """Only what is trained, inside the block; afterwards each parameter is as it was.
+
+    Loaded networks are often frozen, and what stays needs no gradient, which saves its cost.
+    """
     chosen = {id(parameter) for parameter in trained}
     both = {id(parameter): parameter for parameter in (*network.parameters(), *trained)}
     flags = [(parameter, parameter.requires_grad) for parameter in both.values()]

@@ -33,7 +33,6 @@ import math
 import time
 from typing import ClassVar, Self
 
-import msgspec
 import torch
 
 from bezoar.classifier import Classifier
@@ -41,7 +40,15 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion
-from bezoar.methods.bti_dbf_recovering import Found, Start, divided, recover, weaknesses
+from bezoar.methods.bti_dbf_recovering import (
+    Found,
+    Start,
+    check_rounds,
+    divided,
+    recover,
+    rounds_record,
+    weaknesses,
+)
 from bezoar.methods.bti_dbf_settling import settle
 from bezoar.methods.bti_dbf_strength import critical_value, null_in_words
 from bezoar.methods.bti_dbf_unlearning import GeneratedUnlearning, generated_loss
@@ -92,11 +99,7 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     held_out: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 <= self.held_out < 1:
-            raise InputError(
-                f"rounds is {self.rounds} and held_out {self.held_out}; expected at least 1, and a "
-                "share in [0, 1)"
-            )
+        check_rounds(self.rounds, self.held_out)
         if not (0 <= self.dead <= 1 and (self.strong is None or 0 <= self.strong <= 1)):
             raise InputError(
                 f"dead is {self.dead} and strong {self.strong}; expected shares in [0, 1]"
@@ -252,27 +255,14 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         settled, way, left = settle(
             original, repaired, strong, held_out, ways=self.ways, dead=self.dead
         )
-        last = rounds[0]
         return Repair(
             settled,
-            {
-                "target_class": last.target,
-                "carried": last.carried,
-                "p": last.p_value,
-                "rounds": [one.as_record(classifier.classes) for one in rounds],
+            rounds_record(rounds, classifier.classes, recipe, losses)
+            | {
                 "strong triggers": len(strong),
                 "way": way,
                 "carried after": left,
                 "flags": weaknesses(rounds[:1]) + self._flags(left),
-                "recipe": msgspec.to_builtins(recipe),
-                "curves": [
-                    {
-                        "name": "training loss",
-                        "x_name": "epoch",
-                        "x": list(range(1, len(losses) + 1)),
-                        "y": losses,
-                    }
-                ],
                 "seconds": seconds | {"total": time.perf_counter() - started},
             },
         )

@@ -20,7 +20,7 @@ images that had no part in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -138,11 +138,11 @@ class Decoupled:
 
     def kept(self, maps: Tensor) -> Tensor:
         """The benign half of maps (n, ...), the rest replaced by the centre."""
-        return self.centre + self.mask * (maps - self.centre)
+        return mixed(maps, self.mask, self.centre)
 
     def left(self, maps: Tensor) -> Tensor:
         """The other half."""
-        return self.centre + (1 - self.mask) * (maps - self.centre)
+        return mixed(maps, 1 - self.mask, self.centre)
 
     def weakness(self) -> str | None:
         """Why the separation should not be trusted, as a sentence; None where it is sound.
@@ -181,6 +181,11 @@ class Decoupled:
             name: {"accuracy": half.accuracy, "cross-entropy": half.cross_entropy}
             for name, half in halves.items()
         }
+
+
+def mixed(maps: Tensor, mask: Tensor, centre: Tensor) -> Tensor:
+    """Maps (n, ...) where the mask is 1, and the centre where it is 0; both (1, ...)."""
+    return centre + mask * (maps - centre)
 
 
 def decouple(
@@ -226,14 +231,13 @@ def decouple(
         tested = held_out is not None and len(held_out) > 0
         if tested and held_out is not None:
             maps, labels = _maps(classifier, split, held_out)
-        rest = maps - centre
         return Decoupled(
             split=split,
             mask=mask,
             centre=centre,
             whole=_judged(split, maps, labels),
-            benign=_judged(split, centre + mask * rest, labels),
-            rest=_judged(split, centre + (1 - mask) * rest, labels),
+            benign=_judged(split, mixed(maps, mask, centre), labels),
+            rest=_judged(split, mixed(maps, 1 - mask, centre), labels),
             measured_on=len(maps),
             held_out=tested,
             classes=classifier.num_classes,
@@ -271,13 +275,13 @@ def _from_maps(
     generator: torch.Generator,
 ) -> Answers:
     """Mini-batches of maps that are already there: only the layers behind the cut run."""
-    stream = _stream(len(maps), settings.batch_size, generator)
+    stream = index_batches(len(maps), settings.batch_size, generator)
 
     def answers(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chosen = next(stream).to(maps.device)
-        away = maps[chosen] - centre
+        few = maps[chosen]
         # Both halves in one pass: what is behind the cut treats every row by itself in eval mode.
-        both = split.back(torch.cat([centre + mask * away, centre + (1 - mask) * away]))
+        both = split.back(torch.cat([mixed(few, mask, centre), mixed(few, 1 - mask, centre)]))
         benign, rest = both.chunk(2)
         return benign, rest, labels[chosen]
 
@@ -297,7 +301,7 @@ def _from_images(
     split = copy.split(settings.layer)
     copy.network.train()
     resident = clean.to(classifier.device)
-    stream = _stream(len(clean), settings.batch_size, generator)
+    stream = index_batches(len(clean), settings.batch_size, generator)
 
     def answers(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chosen = next(stream)
@@ -310,14 +314,14 @@ def _from_images(
                 images, padding=settings.crop_padding, flip=settings.flip, generator=generator
             )
         labels = part.require_labels("learning the mask")
-        benign = split.edited(images, lambda maps: centre + mask * (maps - centre))
-        rest = split.edited(images, lambda maps: centre + (1 - mask) * (maps - centre))
+        benign = split.edited(images, lambda maps: mixed(maps, mask, centre))
+        rest = split.edited(images, lambda maps: mixed(maps, 1 - mask, centre))
         return benign, rest, labels
 
     return answers
 
 
-def _stream(count: int, size: int, generator: torch.Generator) -> Any:
+def index_batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Shuffled mini-batches of indices without end; each image once before any comes again."""
     while True:
         yield from torch.split(torch.randperm(count, generator=generator), size)

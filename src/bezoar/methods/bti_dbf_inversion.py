@@ -32,12 +32,12 @@ from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import BATCH, Classifier
 from bezoar.device import seeded
 from bezoar.errors import InputError
-from bezoar.methods.bti_dbf_decoupling import Decoupled
+from bezoar.methods.bti_dbf_decoupling import Decoupled, index_batches
 from bezoar.methods.bti_dbf_generators import GeneratorInversion, generator_optimizer
 from bezoar.methods.distilling import divergence
 from bezoar.methods.generated_trigger import bounded
 from bezoar.splitting import Split
-from bezoar.training import Progress, no_progress
+from bezoar.training import Progress, gradients_only_for, no_progress
 
 Front = Callable[[Tensor], Tensor]
 """What stands before the network: images (n, c, h, w) in [0, 1] → the same (a purifier)."""
@@ -122,20 +122,20 @@ def invert_generator(
     spread = 0.0 if avoid is None else natural_spread(decoupled, images)
     pulled = 0
     generator.train()
-    with seeded(classifier.device, seed):  # a purifier in front may add noise
+    # Only the generator learns. A purifier in front may add noise.
+    with seeded(classifier.device, seed), gradients_only_for(classifier.network, []):
         for step in range(steps):
             batch, chosen = next(stream)
-            with _frozen(classifier.network):
-                loss, logits, moved, benign, back = _objective(
-                    classifier, decoupled, batch, found, limit, settings, front
-                )
-                if target is not None and settings.target_weight:
-                    wanted = torch.full((len(batch),), target, device=logits.device)
-                    loss = loss + settings.target_weight * F.cross_entropy(logits, wanted)
-                if avoid is not None:
-                    loss = loss + spread * _above(logits, avoid[chosen]).mean()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch's stub lacks the type
+            loss, logits, moved, benign, back = _objective(
+                classifier, decoupled, batch, found, limit, settings, front
+            )
+            if target is not None and settings.target_weight:
+                wanted = torch.full((len(batch),), target, device=logits.device)
+                loss = loss + settings.target_weight * F.cross_entropy(logits, wanted)
+            if avoid is not None:
+                loss = loss + spread * _above(logits, avoid[chosen]).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's stub lacks the type
             optimizer.step()
             pulled += back
             if (step + 1) % max(1, steps // 10) == 0:
@@ -164,11 +164,11 @@ def pretrain(
     steps = how.epochs * -(-len(images) // settings.batch_size)
     stream = _batches(images, settings, draws)
     generator.train()
-    for step in range(steps):
-        batch, _ = next(stream)
-        with torch.no_grad():
-            maps, answers = split.both(batch)
-        with _frozen(classifier.network):
+    with gradients_only_for(classifier.network, []):
+        for step in range(steps):
+            batch, _ = next(stream)
+            with torch.no_grad():
+                maps, answers = split.both(batch)
             made = generator(batch)
             new_maps, new_answers = split.both(made)
             pixels = F.mse_loss(classifier.normalise(made), classifier.normalise(batch))
@@ -177,9 +177,9 @@ def pretrain(
             loss = loss + F.mse_loss(new_maps, maps) + weight * pixels
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's stub lacks the type
-        optimizer.step()
-        if (step + 1) % max(1, steps // 10) == 0:
-            progress("BTI-DBF: pre-training the generator", (step + 1) / steps)
+            optimizer.step()
+            if (step + 1) % max(1, steps // 10) == 0:
+                progress("BTI-DBF: pre-training the generator", (step + 1) / steps)
     return generator.eval()
 
 
@@ -234,27 +234,11 @@ def _size(maps: Tensor, distance: Literal["norm", "mean square"]) -> Tensor:
 
 def _batches(images: Tensor, settings: GeneratorInversion, draws: torch.Generator) -> Any:
     """Shuffled, augmented mini-batches and the indices of their images, without end."""
-    while True:
-        for part in torch.split(torch.randperm(len(images), generator=draws), settings.batch_size):
-            chosen = part.to(images.device)
-            batch = images[chosen]
-            if settings.flip or settings.crop_padding:
-                batch = crop_and_flip(
-                    batch, padding=settings.crop_padding, flip=settings.flip, generator=draws
-                )
-            yield batch.contiguous(memory_format=torch.channels_last), chosen
-
-
-class _frozen:  # noqa: N801 (a context manager, named like a function)
-    """No gradients for the parameters inside the block: only the generator learns."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-
-    def __enter__(self) -> None:
-        for parameter in self.parameters:
-            parameter.requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
+    for part in index_batches(len(images), settings.batch_size, draws):
+        chosen = part.to(images.device)
+        batch = images[chosen]
+        if settings.flip or settings.crop_padding:
+            batch = crop_and_flip(
+                batch, padding=settings.crop_padding, flip=settings.flip, generator=draws
+            )
+        yield batch.contiguous(memory_format=torch.channels_last), chosen

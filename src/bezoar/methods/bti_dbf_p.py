@@ -23,7 +23,6 @@ import copy
 import time
 from typing import ClassVar, Self
 
-import msgspec
 import torch
 from torch import nn
 
@@ -33,7 +32,15 @@ from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion, residual_generator
 from bezoar.methods.bti_dbf_purifying import Purifying, in_front, purifying_loss
-from bezoar.methods.bti_dbf_recovering import Found, Start, divided, recover, weaknesses
+from bezoar.methods.bti_dbf_recovering import (
+    Found,
+    Start,
+    check_rounds,
+    divided,
+    recover,
+    rounds_record,
+    weaknesses,
+)
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.neural_cleanse_triggers import pixels_of
 from bezoar.methods.purifying_cost import measure
@@ -65,7 +72,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     paper: ClassVar[str] = "Xu et al. 2024, ICLR (OpenReview Tw9wemV6cb)"
     needs: ClassVar[Needs] = "labelled images"
     layers: ClassVar[str] = "any network that one layer cuts in two"
-    cost: ClassVar[str] = "3,840 images through network and generator a round; 6 epochs a round"
+    cost: ClassVar[str] = "3,840 images through network and generator a round; 8 epochs a round"
     purifies: ClassVar[bool] = True
 
     decoupling: Decoupling = Decoupling()
@@ -76,11 +83,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     held_out: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 <= self.held_out < 1:
-            raise InputError(
-                f"rounds is {self.rounds} and held_out {self.held_out}; expected at least 1, and a "
-                "share in [0, 1)"
-            )
+        check_rounds(self.rounds, self.held_out)
         if self.strong is not None and not 0 <= self.strong <= 1:
             raise InputError(f"strong is {self.strong}; expected a p-value in [0, 1], or none")
 
@@ -172,22 +175,10 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         return Repair(
             purified,
-            {
-                "target_class": rounds[0].target,
-                "carried": rounds[0].carried,
-                "p": rounds[0].p_value,
-                "rounds": [one.as_record(classifier.classes) for one in rounds],
+            rounds_record(rounds, classifier.classes, recipe, losses)
+            | {
                 "flags": flags,
                 "cost": measure(behind, purified, pixels_of(some, classifier)[0]),
-                "recipe": msgspec.to_builtins(recipe),
-                "curves": [
-                    {
-                        "name": "training loss",
-                        "x_name": "epoch",
-                        "x": list(range(1, len(losses) + 1)),
-                        "y": losses,
-                    }
-                ],
                 "seconds": seconds | {"total": time.perf_counter() - started},
             },
         )

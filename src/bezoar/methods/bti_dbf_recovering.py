@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +24,9 @@ from bezoar.methods.bti_dbf_generators import GeneratorInversion, generator_opti
 from bezoar.methods.bti_dbf_inversion import Front, Inverted, invert_generator, pretrain
 from bezoar.methods.bti_dbf_strength import strength_of, strength_test
 from bezoar.methods.generated_trigger import size
-from bezoar.methods.neural_cleanse_triggers import pixels_of
+from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
 from bezoar.methods.votes import Reading, Votes, count_votes, reading
+from bezoar.recipe import Recipe
 from bezoar.training import Progress, no_progress
 
 CARRIED = 0.8  # the share of held-out images that a trigger's size is quoted for
@@ -147,6 +149,37 @@ def weaknesses(rounds: Sequence[Found]) -> list[str]:
     return [weakness for weakness in found if weakness is not None]
 
 
+def check_rounds(rounds: int, held_out: float) -> None:
+    """Refuses settings of the two methods that no round can follow."""
+    if rounds < 1 or not 0 <= held_out < 1:
+        raise InputError(
+            f"rounds is {rounds} and held_out {held_out}; expected at least 1, and a share in "
+            "[0, 1)"
+        )
+
+
+def rounds_record(
+    rounds: Sequence[Found], classes: tuple[str, ...], recipe: Recipe, losses: Sequence[float]
+) -> dict[str, Any]:
+    """What both methods tell of their rounds; the class is that of the first one.
+
+    Args:
+        rounds: what each recovered; at least one.
+        classes: the class names.
+        recipe: how was trained.
+        losses: of each epoch.
+    """
+    epochs = list(range(1, len(losses) + 1))
+    return {
+        "target_class": rounds[0].target,
+        "carried": rounds[0].carried,
+        "p": rounds[0].p_value,
+        "rounds": [one.as_record(classes) for one in rounds],
+        "recipe": msgspec.to_builtins(recipe),
+        "curves": [{"name": "training loss", "x_name": "epoch", "x": epochs, "y": list(losses)}],
+    }
+
+
 def divided(clean: ImageSet, held_out: float, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """Images that triggers come from, and a share of others; with 0 all images are both."""
     return clean.split(1 - held_out, seed=seed) if held_out else (clean, clean)
@@ -194,8 +227,7 @@ def recover(
     with classifier.evaluating(), seeded(classifier.device, seed):
         avoid = None
         if elsewhere is not None:
-            with torch.no_grad():
-                sources = _answers(classifier, pixels) if sources is None else sources
+            sources = predicted(classifier, pixels) if sources is None else sources
             leads = elsewhere.leads()
             leads[leads < 0] = elsewhere.target
             avoid = leads.to(sources.device)[sources]
@@ -247,12 +279,12 @@ def _smallest(
     answer: Front, plain: Tensor, labels: Tensor | None, changed: Tensor, k: int
 ) -> float | None:
     """The RMS change at which the scaled trigger still carries 80 % into ``k``, by bisection."""
-    source = _answers(answer, plain)
+    source = predicted(answer, plain)
     others = (source != k) if labels is None else (source != k) & (source == labels)
     plain, changed = plain[others], changed[others]
 
     def carries(factor: float) -> bool:
-        hits = _answers(answer, torch.lerp(plain, changed, factor)) == k
+        hits = predicted(answer, torch.lerp(plain, changed, factor)) == k
         return float(hits.float().mean()) >= CARRIED
 
     if not len(plain) or not carries(1.0):
@@ -262,10 +294,6 @@ def _smallest(
         middle = (low + high) / 2
         low, high = (low, middle) if carries(middle) else (middle, high)
     return high * float(size(plain, changed).mean())
-
-
-def _answers(answer: Front, images: Tensor) -> Tensor:
-    return _logits(answer, images).argmax(1)
 
 
 def _logits(answer: Front, images: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from bezoar.classifier import BATCH, Classifier
 from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_recovering import Found
-from bezoar.methods.neural_cleanse_triggers import pixels_of
+from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
 
 
 def settle(
@@ -65,14 +64,14 @@ def still_carried(
     leads = found.leads()
     pixels, labels = pixels_of(held_out, classifier)
     with classifier.evaluating(), original.evaluating(), torch.no_grad():
-        plain = _answers(original, pixels)
+        plain = predicted(original, pixels)
         source = plain if labels is None else torch.where(plain == labels, plain, -1)
         wanted = torch.where(source >= 0, leads.to(source.device)[source.clamp(min=0)], -1)
         counted = wanted >= 0
         if not bool(counted.any()):
             return 0.0
         stamped = torch.cat([found.inverted.stamp(part) for part in torch.split(pixels, BATCH)])
-        return float((_answers(classifier, stamped)[counted] == wanted[counted]).float().mean())
+        return float((predicted(classifier, stamped)[counted] == wanted[counted]).float().mean())
 
 
 def _between(original: Classifier, repaired: Classifier, way: float) -> Classifier:
@@ -86,7 +85,3 @@ def _between(original: Classifier, repaired: Classifier, way: float) -> Classifi
         }
         result.network.load_state_dict(mixed)
     return result
-
-
-def _answers(classifier: Classifier, images: Tensor) -> Tensor:
-    return torch.cat([classifier(part).argmax(1) for part in torch.split(images, BATCH)])
