@@ -21,6 +21,7 @@ from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
 from bezoar.methods import (
+    DHBE,
     RNP,
     TAC,
     BtiDbf,
@@ -41,6 +42,7 @@ from bezoar.methods.rnp_pruning import Pruning
 from bezoar.methods.rnp_recovering import Recovering
 from bezoar.methods.rnp_tuning import Tuning
 from bezoar.methods.rnp_unlearning import Unlearning
+from bezoar.methods.synthesis import Synthesis
 from bezoar.records import to_json
 from bezoar.training import Recipe, fit
 
@@ -87,6 +89,15 @@ ROWS = {
         full=lambda: BtiDbfP(rounds=2, strong=None),
         why="on 8x8 digits the trigger is hardly stronger than in networks without a backdoor, so "
         "the default leaves the images as they are",
+        only_clean_images=False,
+    ),
+    "dhbe": Row(
+        lambda: DHBE(
+            iterations=2,
+            probe=2,
+            recalibration=2,
+            synthesis=Synthesis(steps=20, batch_size=32, width=8),
+        ),
         only_clean_images=False,
     ),
     "neural-cleanse": Row(

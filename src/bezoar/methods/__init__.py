@@ -6,13 +6,15 @@ images and from what it recovers itself.
 
 from bezoar.methods.bti_dbf import BtiDbf
 from bezoar.methods.bti_dbf_p import BtiDbfP
+from bezoar.methods.dhbe import DHBE
 from bezoar.methods.fine_tuning import FineTuning
-from bezoar.methods.method import Evidence, Method, Needs, Repair, methods
+from bezoar.methods.method import Evidence, Method, Needs, Repair, is_data_free, methods
 from bezoar.methods.neural_cleanse import NeuralCleanse
 from bezoar.methods.rnp import RNP
 from bezoar.methods.tac import TAC
 
 __all__ = [
+    "DHBE",
     "RNP",
     "TAC",
     "BtiDbf",
@@ -23,5 +25,6 @@ __all__ = [
     "Needs",
     "NeuralCleanse",
     "Repair",
+    "is_data_free",
     "methods",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeGuard
 
 import msgspec
 from torch import Tensor
@@ -79,11 +79,14 @@ class Repair:
         classifier: a new one; the one that was given is as it was.
         record: what was decided and measured, JSON-able.
         evidence: what the scan before the repair saw; empty where there was none.
+        synthetic: some of the images that the method made up to work on, with the original's
+            answers as labels; None where it made none.
     """
 
     classifier: Classifier
     record: dict[str, Any]
     evidence: tuple[Evidence, ...] = ()
+    synthetic: ImageSet | None = None
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,7 +94,8 @@ class Method(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Its fields are the hyper-parameters of its paper. It overrides ``remove``, and ``inspect`` where
     the paper finds the target class. Neither can be given a trigger, a stamped image or test data:
-    there is no parameter for them.
+    there is no parameter for them. A method that needs nothing declares ``remove`` with ``clean:
+    ImageSet | None = None``; ``clean`` of the pipeline gives it None, whatever the user has.
     """
 
     name: ClassVar[str] = ""
@@ -133,6 +137,25 @@ class Method(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def configuration(self) -> dict[str, Any]:
         """The hyper-parameters as a plain record."""
         return msgspec.to_builtins(self)  # type: ignore[no-any-return]  # a Struct gives a dict
+
+
+class DataFree(Protocol):
+    """A method that repairs without an image."""
+
+    def remove(
+        self,
+        classifier: Classifier,
+        clean: None,
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> Repair:
+        """Returns a repaired copy of ``classifier``."""
+
+
+def is_data_free(method: Method) -> TypeGuard[DataFree]:
+    """Whether ``method`` repairs without an image, as its ``needs`` says."""
+    return method.needs == "nothing"
 
 
 def check_target_class(target: int | None, classifier: Classifier) -> None:
