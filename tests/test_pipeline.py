@@ -13,6 +13,7 @@ from bezoar.images import ImageSet
 from bezoar.methods import TAC, Evidence, FineTuning, Method, NeuralCleanse, Repair
 from bezoar.methods.method import Needs
 from bezoar.records import to_json
+from bezoar.repair_record import changes
 from bezoar.training import Recipe
 from bezoar.verdict import Levels, Verdict
 
@@ -408,7 +409,7 @@ class Witness(Method, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "witness"
     title: ClassVar[str] = "Keeps what it is given"
-    needs: ClassVar[Needs] = "nothing"
+    needs: ClassVar[Needs] = "labelled images"
     seen: ClassVar[list] = []
 
     def remove(self, classifier, clean, *, seed=0, progress=None):
@@ -453,11 +454,11 @@ def test_the_changes_are_relative_and_largest_first(digits):
     with torch.no_grad():
         other.network.fc.weight.mul_(1.5)
         other.network.fc.bias.mul_(1.25)
-    rows = pipeline.changes(digits.planted, other)
+    rows = changes(digits.planted, other)
     assert [row["tensor"] for row in rows] == ["fc.weight", "fc.bias"]
     assert [row["relative_change"] for row in rows] == pytest.approx([0.5, 0.25], rel=1e-5)
     assert rows[0]["shape"] == [10, 64]
-    assert pipeline.changes(digits.planted, digits.planted) == []
+    assert changes(digits.planted, digits.planted) == []
 
 
 def test_a_repair_that_costs_too_much_is_not_accepted(digits):

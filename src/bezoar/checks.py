@@ -22,15 +22,7 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
         InputError: no image, fewer images than classes, a class without an image, a label the
             network has no logit for, or an accuracy at the level of chance.
     """
-    if not len(clean):
-        raise InputError("there are no clean images; give at least one of each class")
-    for name, tensor in classifier.network.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(
-                f"the network's tensor {name!r} holds values that are not finite numbers; the file "
-                "is damaged or its training diverged"
-            )
-    classifier.trace(clean.shape)
+    check_runs(classifier, clean)
     count = classifier.num_classes
     if len(clean) < count:
         raise InputError(
@@ -71,3 +63,44 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
             "their label; check the order of the classes, and the mean and std."
         )
     return notices
+
+
+def check_runs(classifier: Classifier, images: ImageSet | None) -> None:
+    """Refuses a network that cannot run on ``images``, or at all where there are none.
+
+    Raises:
+        InputError: no image in the set, weights that are not finite, images that the network
+            cannot take, or, without images, a network whose input is not known.
+    """
+    if images is not None and not len(images):
+        raise InputError("there are no clean images; give at least one of each class")
+    check_finite_network(classifier)
+    classifier.trace(input_of(classifier, images))
+
+
+def check_finite_network(classifier: Classifier) -> None:
+    """Refuses a network with values that are not finite numbers."""
+    for name, tensor in classifier.network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"the network's tensor {name!r} holds values that are not finite numbers; the file "
+                "is damaged or its training diverged"
+            )
+
+
+def input_of(classifier: Classifier, images: ImageSet | None) -> tuple[int, int, int]:
+    """Channels, height and width: those of ``images``, else what is known of the network.
+
+    Raises:
+        InputError: there are no images and nothing is known.
+    """
+    if images is not None:
+        return images.shape
+    try:
+        return classifier.input_shape
+    except InputError as error:
+        raise InputError(
+            "without images, the model itself must say what it takes: give the input size "
+            "(--input-size HEIGHT WIDTH, or input_size), and mean and std for each channel "
+            f"({error})"
+        ) from error

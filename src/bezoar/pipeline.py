@@ -2,7 +2,8 @@
 
 The way of a tensor: each witness, a method that inspects, turns network and clean images into one
 statistic per class (``methods``), ``verdict`` judges them together, ``scan_record`` writes it down.
-``clean`` then repairs a copy on four fifths of the images and judges the copy on the rest.
+``clean`` then repairs a copy on four fifths of the images, or on none, and lets ``judging`` judge
+the copy by the rest.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import numpy as np
 import torch
 
 import bezoar
-from bezoar.checks import check_input
+from bezoar.checks import check_input, check_runs, input_of
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import TAC, Evidence, Method, Repair, methods
-from bezoar.metrics import accuracy, agreement
-from bezoar.networks.purified import Purified
+from bezoar.judging import judge_repair
+from bezoar.methods import TAC, Evidence, Method, Repair, is_data_free, methods
+from bezoar.repair_record import changes, method_record, wrapped
 from bezoar.scan_record import no_proof, scan_record
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels, Verdict, judge
@@ -131,7 +132,7 @@ def find_witnesses(witnesses: Sequence[str | Method]) -> tuple[Method, ...]:
 
 def clean(
     classifier: Classifier,
-    images: ImageSet,
+    images: ImageSet | None = None,
     *,
     method: str | Method | None = None,
     seed: int = 0,
@@ -139,24 +140,27 @@ def clean(
     max_accuracy_drop: float = 0.05,
     progress: Progress = no_progress,
 ) -> Repair:
-    """Scans, repairs a copy of ``classifier``, and judges the copy on held-out clean images.
+    """Scans, repairs a copy of ``classifier``, and judges the copy on images it has not seen.
 
     Without ``method``, a classifier in which nothing is found comes back as an unchanged copy, and
     one with a suspected class is repaired by the witness that found it. With one, it is always
-    repaired.
+    repaired. A method that needs nothing is given no image: all that there are judge its work, and
+    without any there is no scan, and what it measured itself is told instead.
 
     Args:
-        classifier: the suspect; it stays as it is.
+        classifier: the suspect; it stays as it is. Without images it needs an ``input_size``.
         images: labelled clean images; a fifth of each class is kept from the repair and judges it.
+            For a method that needs nothing they may lack labels, or be None.
         method: a method, or its name for its default settings.
         seed: of everything drawn at random.
         witnesses: the methods that look, before and after the repair.
-        max_accuracy_drop: largest loss of held-out accuracy, in [0, 1], of an accepted repair.
+        max_accuracy_drop: largest loss of held-out accuracy, in [0, 1], of an accepted repair;
+            without labels it cannot be judged (see ``judging``).
         progress: called with what is done and its share.
 
     Returns:
         The repaired classifier and the record; ``record["accepted"]`` says whether the loss of
-        accuracy is within the limit.
+        accuracy is within the limit, and ``record["judged_on"]`` whether it could be measured.
 
     Raises:
         InputError: the images, the network or a method cannot be used.
@@ -166,95 +170,128 @@ def clean(
         raise InputError(f"max_accuracy_drop is {max_accuracy_drop}; expected a share in [0, 1]")
     chosen = methods.get(method)() if isinstance(method, str) else method
     looking = find_witnesses(witnesses)
-    labels = images.require_labels("cleaning")
-    finding = scan(classifier, images, seed=seed, witnesses=looking, progress=progress)
-    record = describe(classifier, images, seed) | {"kind": "clean", "scan": finding.record}
-    if chosen is None and finding.verdict is Verdict.NOTHING_FOUND:
-        return Repair(
-            classifier.copy(),
-            record
-            | {
-                "accepted": True,
-                "untouched": True,
-                "outcome": "Left untouched: the scan found nothing, and no method was asked for. "
-                + no_proof(finding.evidence),
-                "seconds": {"total": time.perf_counter() - started},
-            },
-            finding.evidence,
-        )
+    check_needs(chosen, has_images=images is not None)
+    if images is not None and not (chosen is not None and is_data_free(chosen)):
+        images.require_labels("cleaning")
+    finding, unseen = _look(classifier, images, looking, seed, progress)
+    evidence = finding.evidence if finding else ()
+    record = describe(classifier, images, seed) | {
+        "kind": "clean",
+        "scan": finding and finding.record,
+        "skipped": unseen,
+    }
     reason = "It was asked for."
     if chosen is None:
+        assert finding is not None  # noqa: S101 (labelled images are scanned, or refused)
+        if finding.verdict is Verdict.NOTHING_FOUND:
+            outcome = "Left untouched: the scan found nothing, and no method was asked for. "
+            outcome += no_proof(evidence)
+            record |= {"accepted": True, "untouched": True, "outcome": outcome}
+            record |= {"seconds": {"total": time.perf_counter() - started}}
+            return Repair(classifier.copy(), record, evidence)
         chosen, reason = _repair_for(finding, looking, classifier.classes)
+    elif is_data_free(chosen):
+        reason = "It was asked for; it takes no image."
+    repair, judges = _repair(chosen, classifier, images, seed, progress)
+    judged = judge_repair(classifier, repair, judges, max_accuracy_drop=max_accuracy_drop)
+    front = wrapped(classifier, repair.classifier)
+    rescan, again = None, ""
+    if images is not None and finding is not None:
+        rescan, again = _look_again(repair.classifier, images, looking, seed, front is not None)
+    unread = images.notices if images is not None and finding is None else ()
+    total, judging = (0 if s is None else len(s) for s in (images, judges))
+    record |= judged.record | {
+        "accepted": judged.accepted,
+        "untouched": False,
+        "outcome": " ".join(part for part in (judged.sentence, again) if part),
+        "method": method_record(chosen, reason),
+        "fitted_on": {"count": total - judging, "of": total},
+        "wrapped": front,
+        "changes": changes(classifier, repair.classifier),
+        "curves": repair.record.get("curves", []),
+        "notices": [*repair.record.get("flags", []), *unread],
+        "repair": {key: value for key, value in repair.record.items() if key != "curves"},
+        "rescan": rescan and rescan.record,
+        "seconds": {"total": time.perf_counter() - started},
+    }
+    return Repair(repair.classifier, record, evidence, repair.synthetic)
+
+
+def check_needs(method: Method | None, *, has_images: bool) -> None:
+    """Refuses to clean without images by a method, or a choice of one, that needs them."""
+    if has_images or (method is not None and is_data_free(method)):
+        return
+    who = "choosing a method" if method is None else f"the method {method.name!r}"
+    free = [name for name in methods.names() if methods.get(name).needs == "nothing"]
+    raise InputError(
+        f"no images were given, and {who} needs labelled clean images; give them (--images), or a "
+        f"method that needs nothing (--method): {', '.join(free) or 'none is there'}"
+    )
+
+
+def _look(
+    classifier: Classifier,
+    images: ImageSet | None,
+    witnesses: Sequence[Method],
+    seed: int,
+    progress: Progress,
+) -> tuple[Finding | None, list[str]]:
+    """The scan before a repair, or why there is none: a repair without images needs none."""
+    check_runs(classifier, images)
+    if images is None:
+        return None, ["The model was not scanned: a scan needs clean images, and none were given."]
+    try:
+        return scan(classifier, images, seed=seed, witnesses=witnesses, progress=progress), []
+    except InputError as error:
+        if images.labels is not None:
+            raise
+        return None, [f"The model was not scanned: {error}."]
+
+
+def _repair(
+    method: Method,
+    classifier: Classifier,
+    images: ImageSet | None,
+    seed: int,
+    progress: Progress,
+) -> tuple[Repair, ImageSet | None]:
+    """A repair, and the images that took no part in it."""
+    if is_data_free(method):
+        return method.remove(classifier, None, seed=seed, progress=progress), images
+    assert images is not None  # noqa: S101 (``check_needs``)
     fit_part, held_out = images.split(1 - HELD_OUT, seed=seed)
     if not len(held_out):
         raise InputError(
             f"there are {len(images)} clean images, one of each class, and none is left to judge "
             "the repair; give at least two images of each class"
         )
-    repair = chosen.remove(classifier, fit_part, seed=seed, progress=progress)
-    truth = held_out.require_labels("cleaning").to(classifier.device)
-    old = classifier.logits(held_out).argmax(1)
-    new = repair.classifier.logits(held_out).argmax(1)
-    before, after = accuracy(old, truth), accuracy(new, truth)
-    drop = before.value - after.value
-    accepted = drop <= max_accuracy_drop + 1e-12
+    return method.remove(classifier, fit_part, seed=seed, progress=progress), held_out
+
+
+def _look_again(
+    repaired: Classifier,
+    images: ImageSet,
+    witnesses: Sequence[Method],
+    seed: int,
+    behind_purifier: bool,
+) -> tuple[Finding | None, str]:
+    """The scan after a repair, and what it says."""
     try:
-        rescan = scan(repair.classifier, images, seed=seed, witnesses=looking)
-        again = f"A new scan of the repaired model says: {rescan.verdict.value}."
+        rescan = scan(repaired, images, seed=seed, witnesses=witnesses)
     except InputError as error:  # the repair ruined the network; the gate says so, not an error
-        rescan = None
-        again = f"The repaired model could not be scanned again: {error}."
-    front = wrapped(classifier, repair.classifier)
-    if front is not None and rescan and rescan.verdict is not Verdict.NOTHING_FOUND:
+        return None, f"The repaired model could not be scanned again: {error}."
+    again = f"A new scan of the repaired model says: {rescan.verdict.value}."
+    if behind_purifier and rescan.verdict is not Verdict.NOTHING_FOUND:
         again += (
             " The weights behind the purifier are unchanged, so a scan may still see the backdoor "
             "in them."
         )
-    limit = f"{100 * max_accuracy_drop:g} points"
-    outcome = (
-        f"{'Repaired' if accepted else 'Not accepted'}: accuracy {100 * before.value:.1f} % before "
-        f"and {100 * after.value:.1f} % after, on {len(held_out)} held-out clean images "
-        f"({'within' if accepted else 'beyond'} the limit of {limit}). "
-        f"{again}"
-    )
-    return Repair(
-        repair.classifier,
-        record
-        | {
-            "accepted": accepted,
-            "untouched": False,
-            "outcome": outcome,
-            "method": {
-                "name": chosen.name,
-                "title": chosen.title,
-                "paper": chosen.paper,
-                "reason": reason,
-                "configuration": chosen.configuration(),
-            },
-            "before": {"accuracy": before.as_record()},
-            "after": {"accuracy": after.as_record()},
-            "agreement": agreement(old, new).as_record(),
-            "accuracy_drop": drop,
-            "max_accuracy_drop": max_accuracy_drop,
-            "fitted_on": {"count": len(fit_part), "of": len(labels)},
-            "wrapped": front,
-            "changes": changes(classifier, repair.classifier),
-            "curves": repair.record.get("curves", []),
-            "notices": list(repair.record.get("flags", [])),
-            "repair": {key: value for key, value in repair.record.items() if key != "curves"},
-            "rescan": rescan and rescan.record,
-            "seconds": {"total": time.perf_counter() - started},
-        },
-        finding.evidence,
-    )
+    return rescan, again
 
 
-def describe(classifier: Classifier, images: ImageSet, seed: int) -> dict[str, Any]:
+def describe(classifier: Classifier, images: ImageSet | None, seed: int) -> dict[str, Any]:
     """The facts that every record starts with; whoever knows the files adds their names."""
     network = classifier.network
-    counts = None
-    if images.labels is not None:
-        counts = images.class_counts(classifier.num_classes).tolist()
     return {
         "bezoar": bezoar.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -268,58 +305,24 @@ def describe(classifier: Classifier, images: ImageSet, seed: int) -> dict[str, A
         "model": {
             "architecture": type(network).__name__,
             "parameters": sum(p.numel() for p in network.parameters()),
-            "input": list(images.shape),
+            "input": list(input_of(classifier, images)),
             "mean": list(classifier.mean),
             "std": list(classifier.std),
             "classes": list(classifier.classes),
             "head": classifier.head.name,
         },
-        "images": {
-            "count": len(images),
-            "labelled": images.labels is not None,
-            "per_class": counts,
-            "sha256": images.sha256(),
-        },
+        "images": None if images is None else _described(images, classifier.num_classes),
     }
 
 
-def changes(before: Classifier, after: Classifier) -> list[dict[str, Any]]:
-    """For each changed tensor of the state dict: ||new - old|| / ||old||, largest first.
-
-    Of a network that got a purifier in front, the tensors that were there before.
-    """
-    rows = []
-    front = _new_front(before, after)
-    new_state = (after if front is None else front).network.state_dict()
-    for name, old in before.network.state_dict().items():
-        if not old.is_floating_point():
-            continue  # counters of batches say nothing
-        gap = float((new_state[name].float() - old.float()).norm())
-        size = float(old.float().norm())
-        if gap:
-            rows.append(
-                {
-                    "tensor": name,
-                    "shape": list(old.shape),
-                    "relative_change": gap / size if size else None,
-                }
-            )
-    return sorted(rows, key=lambda row: -(row["relative_change"] or float("inf")))
-
-
-def wrapped(before: Classifier, after: Classifier) -> dict[str, Any] | None:
-    """What a repair put in front of the network: the purifier's parameters; None for nothing."""
-    front = _new_front(before, after)
-    if front is None:
-        return None
-    return {"parameters": sum(p.numel() for p in front.purifier.parameters())}
-
-
-def _new_front(before: Classifier, after: Classifier) -> Purified | None:
-    """``after``'s network where it is a purifier before ``before``'s, which may be purified too."""
-    network = after.network
-    same = network.state_dict().keys() == before.network.state_dict().keys()
-    return network if isinstance(network, Purified) and not same else None
+def _described(images: ImageSet, num_classes: int) -> dict[str, Any]:
+    labelled = images.labels is not None
+    return {
+        "count": len(images),
+        "labelled": labelled,
+        "per_class": images.class_counts(num_classes).tolist() if labelled else None,
+        "sha256": images.sha256(),
+    }
 
 
 def _repair_for(

@@ -1,0 +1,181 @@
+"""How a repair is judged, by what there is to judge it by.
+
+- Labelled images that took no part in the repair: accuracy before and after. The repair is accepted
+  where the loss is within the user's limit.
+- Images without labels: how often the old and the new network answer the same class. Only an image
+  whose answer changed can have become wrong, so on these images accuracy cannot have fallen by more
+  than 1 - agreement.
+- No image: what the method measured on images that it made up, if it did (``Repair.record``):
+  ``agreement["synthetic"]``, and ``insensitivity``, the share of synthetic images whose class
+  changes under generated triggers, ``before`` and ``after``. Neither says anything about accuracy
+  on real images or about the attacker's trigger, and the sentences say so.
+
+Without labels the limit cannot be judged. Then a repair is accepted unless it is plainly ruined:
+weights that are not finite, or an agreement no better than chance (both ours). A method that does
+not stand by its own work says why in ``Repair.record["refused"]``, and that is never accepted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bezoar.checks import check_finite_network
+from bezoar.classifier import Classifier
+from bezoar.errors import InputError
+from bezoar.images import ImageSet
+from bezoar.methods import Repair
+from bezoar.metrics import Rate, accuracy, agreement
+
+UNMEASURED = "Repaired, accuracy not measured"  # the report's heading, too
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is known of a repair.
+
+    Attributes:
+        accepted: whether it may be written.
+        sentence: begins with "Repaired", "Repaired, accuracy not measured" or "Not accepted".
+        record: the figures behind it, None where they were not measured.
+    """
+
+    accepted: bool
+    sentence: str
+    record: dict[str, Any]
+
+
+def judge_repair(
+    before: Classifier, repair: Repair, images: ImageSet | None, *, max_accuracy_drop: float
+) -> Judged:
+    """Judges a repair of ``before`` by ``images``, which took no part in it.
+
+    Args:
+        before: the classifier as it was.
+        repair: what the method made of it.
+        images: at least one image, with labels or without; None where there is none.
+        max_accuracy_drop: largest loss of accuracy, in [0, 1], of an accepted repair.
+    """
+    record: dict[str, Any] = {
+        "judged_on": "no images",
+        "before": None,
+        "after": None,
+        "agreement": None,
+        "accuracy_drop": None,
+        "max_accuracy_drop": max_accuracy_drop,
+    }
+    refused = repair.record.get("refused")
+    because = f"{str(refused).rstrip('.')}. " if refused else ""
+    if images is None:
+        because = because or _ruined(before, repair, _synthetic(repair))
+        return _without_accuracy(
+            because,
+            "no clean image was given, so neither accuracy nor the backdoor's removal could be "
+            f"verified. {_measured_instead(repair)}",
+            record,
+        )
+    old = before.logits(images).argmax(1)
+    new = repair.classifier.logits(images).argmax(1)
+    same = agreement(old, new)
+    record["agreement"] = same.as_record()
+    if images.labels is None:
+        because = because or _ruined(before, repair, same.as_record())
+        told = _bounded(len(images), same, max_accuracy_drop)
+        return _without_accuracy(because, told, record | {"judged_on": "unlabelled images"})
+    truth = images.labels.to(before.device)
+    return _by_accuracy(because, accuracy(old, truth), accuracy(new, truth), record)
+
+
+def _by_accuracy(because: str, before: Rate, after: Rate, record: dict[str, Any]) -> Judged:
+    drop, limit = before.value - after.value, record["max_accuracy_drop"]
+    within = drop <= limit + 1e-12
+    figures = (
+        f"accuracy {100 * before.value:.1f} % before and {100 * after.value:.1f} % after, on "
+        f"{before.count} held-out clean images ({'within' if within else 'beyond'} the limit of "
+        f"{100 * limit:g} points)."
+    )
+    accepted = within and not because
+    told = f"{because}A{figures[1:]}" if because else figures
+    record |= {
+        "judged_on": "labelled images",
+        "before": {"accuracy": before.as_record()},
+        "after": {"accuracy": after.as_record()},
+        "accuracy_drop": drop,
+    }
+    return Judged(accepted, f"{'Repaired' if accepted else 'Not accepted'}: {told}", record)
+
+
+def _without_accuracy(because: str, told: str, record: dict[str, Any]) -> Judged:
+    if because:
+        sentence = f"Not accepted: {because}Accuracy was not measured: {told}"
+        return Judged(False, sentence, record)
+    return Judged(True, f"{UNMEASURED}: {told}", record)
+
+
+def _ruined(before: Classifier, repair: Repair, same: Mapping[str, Any] | None) -> str:
+    """Why a repair is worthless however little is known of it; nothing if it may be of use."""
+    try:
+        check_finite_network(repair.classifier)
+    except InputError:
+        return "the repaired network holds values that are not finite numbers. "
+    if same and same["low"] <= 1 / before.num_classes and same["value"] < 0.5:
+        return (
+            f"the repaired network answers {_percent(same)} of the images as the old one "
+            "did, no better than chance. "
+        )
+    return ""
+
+
+def _synthetic(repair: Repair) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = repair.record.get("agreement", {}).get("synthetic")
+    return found
+
+
+def _measured_instead(repair: Repair) -> str:
+    """What the method measured on its own images, and what that is worth."""
+    same = _synthetic(repair)
+    moved = repair.record.get("insensitivity")
+    told = []
+    if same:
+        told.append(
+            f"the old and the new model answer {_percent(same)} of {same['count']} synthetic "
+            "images with the same class"
+        )
+    if moved:
+        told.append(
+            f"generated triggers change the class of {100 * moved['before']['value']:.1f} % of "
+            f"synthetic images before and {100 * moved['after']['value']:.1f} % after"
+        )
+    if not told:
+        return "Nothing was measured instead."
+    return (
+        f"Measured instead: {'; '.join(told)}. Synthetic images are no images of the task and "
+        "generated triggers are not the attacker's: this shows how far the method reached its own "
+        "goal, and no more."
+    )
+
+
+def _percent(share: Mapping[str, Any]) -> str:
+    """A share with its interval: ``97.2 % (95 %: 96.7 to 97.7)``."""
+    low, high = 100 * share["low"], 100 * share["high"]
+    return f"{100 * share['value']:.1f} % (95 %: {low:.1f} to {high:.1f})"
+
+
+def _bounded(count: int, same: Rate, limit: float) -> str:
+    """What agreement on images without labels says, and what it does not."""
+    most = 1 - same.value
+    certain = most <= limit + 1e-12
+    return (
+        f"the {count} clean {'image has' if count == 1 else 'images have'} no labels. The old and "
+        f"the new model answer {_percent(same.as_record())} of them with the same class, so "
+        f"accuracy on these images cannot have fallen by more than {_up(most):.1f} points; "
+        f"{'that' if certain else 'whether it'} is within the limit of {100 * limit:g} points"
+        f"{'' if certain else ' could not be judged'}. Agreement says nothing about the backdoor."
+    )
+
+
+def _up(share: float) -> float:
+    """In points of 100, rounded up to a tenth: a bound must stay one."""
+    return math.ceil(1000 * share - 1e-9) / 10
