@@ -52,6 +52,7 @@ COMMANDS = {
     "inspect": cli.Inspect,
     "scan": cli.Scan,
     "sift": cli.Sift,
+    "synthesize": cli.Synthesize,
     "clean": cli.Clean,
     "evaluate": cli.Evaluate,
     "attack": cli.Attack,

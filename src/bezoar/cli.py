@@ -17,6 +17,7 @@ from bezoar.commands.lists import Attacks, Methods
 from bezoar.commands.options import OK, UNUSABLE
 from bezoar.commands.scan import Scan
 from bezoar.commands.sift import Sift
+from bezoar.commands.synthesize import Synthesize
 from bezoar.errors import InputError
 
 Command = (
@@ -25,6 +26,7 @@ Command = (
     | Annotated[Scan, tyro.conf.subcommand("scan")]
     | Annotated[Sift, tyro.conf.subcommand("sift")]
     | Annotated[Clean, tyro.conf.subcommand("clean")]
+    | Annotated[Synthesize, tyro.conf.subcommand("synthesize")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Attack, tyro.conf.subcommand("attack")]
     | Annotated[AttackPool, tyro.conf.subcommand("attack pool")]

@@ -73,6 +73,17 @@ def print_scan(record: dict[str, Any]) -> None:
         console.print(f"Note: {notice}")
 
 
+def print_synthesis(record: dict[str, Any]) -> None:
+    """How many classes got images, what the images are worth, and the notices."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    console.print(record["sentence"], style="bold")
+    console.print(record["limits"])
+    for notice in record["notices"]:
+        console.print(f"Note: {notice}")
+
+
 def print_cost(record: dict[str, Any]) -> None:
     """What a purifier in front of the network costs, where the record has it."""
     cost = record.get("repair", {}).get("cost")

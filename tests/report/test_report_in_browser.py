@@ -3,8 +3,13 @@
 import shutil
 
 import pytest
+import torch
+from torch import nn
 
+from bezoar.classifier import Classifier
+from bezoar.images import ImageSet
 from bezoar.report import render, write
+from bezoar.report.contact_sheet import contact_sheet
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -17,6 +22,7 @@ PAGES = [
     ("votes", 43),
     ("scan", 1000),
     ("clean", 43),
+    ("no images", 10),
     ("demo", 10),
 ]
 
@@ -37,7 +43,14 @@ def address(make_record, with_patches, picture, tmp_path, request):
     kind, classes = request.param
     several = kind == "several"
     votes = kind == "votes"
-    record = make_record("scan" if several or votes else kind, classes)
+    alone = kind == "no images"
+    record = make_record("scan" if several or votes else "clean" if alone else kind, classes)
+    if alone:
+        unknown = ("images", "scan", "rescan", "before", "after", "agreement", "accuracy_drop")
+        record |= dict.fromkeys(unknown) | {"judged_on": "no images"}
+        share = {"value": 0.9, "low": 0.88, "high": 0.91, "count": 2000}
+        moved = {"before": share, "after": share}
+        record["repair"] = {"agreement": {"synthetic": share}, "insensitivity": moved}
     if several:
         record = with_patches(record)
     if votes:
@@ -102,3 +115,31 @@ def test_page_prints_on_paper_even_from_a_dark_screen(browser, address):
     page.close()
     assert facts["paper"] == "rgb(255, 255, 255)"
     assert facts["width"] <= 700
+
+
+@pytest.mark.parametrize("classes", [10, 43, 1000])
+def test_a_contact_sheet_fits(browser, make_record, tmp_path, classes):
+    drawn = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (600, 1, 8, 8), dtype=torch.uint8, generator=drawn)
+    images = ImageSet(pixels, torch.randint(0, classes - 1, (600,), generator=drawn))
+    names = [f"class {k} " + "without-any-space" * (k % 9) for k in range(classes)]
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    classifier = Classifier(network, mean=0.5, std=0.2, classes=names, input_size=(8, 8))
+    record = make_record("scan", classes) | {"kind": "synthesize", "per_class": [1] * classes}
+    path = tmp_path / "sheet.html"
+    write(path, render(record, sheet=contact_sheet(classifier, images)))
+    for scheme, width in [("light", 1200), ("light", 390), ("dark", 1200), ("dark", 390)]:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.goto(path.as_uri())
+        facts = page.evaluate(
+            """() => ({
+                width: document.documentElement.scrollWidth,
+                height: document.documentElement.scrollHeight,
+                sides: [...document.images].map((image) => image.getBoundingClientRect().width),
+                rendering: getComputedStyle(document.images[0]).imageRendering,
+            })"""
+        )
+        page.close()
+        assert facts["width"] <= width and facts["height"] < 14_000
+        assert min(facts["sides"]) >= 30 and max(facts["sides"]) <= 96
+        assert facts["rendering"] == "pixelated"

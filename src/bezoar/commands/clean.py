@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bezoar.commands.inputs import load
 from bezoar.commands.lists import flat
-from bezoar.commands.options import FOUND, OK, ModelOnImages
+from bezoar.commands.options import FOUND, OK, ModelMaybeOnImages
 from bezoar.commands.outputs import (
     add_sources,
     check_outputs,
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clean(ModelOnImages):
+class Clean(ModelMaybeOnImages):
     """Cleaned weights and a report.
 
     Without --method the model is scanned first: nothing found leaves it untouched, a suspected
-    class is repaired.
+    class is repaired. A --method that needs nothing takes no --images; then accuracy is not
+    measured.
 
-    Exit code 0: done. 1: the repair costs too much accuracy and was not written. 2: input not
-    usable.
+    Exit code 0: done. 1: the repair costs too much accuracy, or is plainly ruined, and was not
+    written. 2: input not usable.
 
     Attributes:
         out: where the cleaned weights go: same keys, number formats and container as the input;
@@ -62,6 +63,7 @@ class Clean(ModelOnImages):
     def run(self) -> int:
         """Runs the repair."""
         from bezoar import intake, pipeline
+        from bezoar.checks import input_of
         from bezoar.networks.purified import Purified
 
         report = self.report or self.out.with_name(f"{self.out.stem}.report.html")
@@ -70,9 +72,11 @@ class Clean(ModelOnImages):
                 f"--max-accuracy-drop is {self.max_accuracy_drop:g}; expected points from 0 to 100"
             )
         method = _method(self.method, self.preset, self.set)
+        pipeline.check_needs(method, has_images=self.images is not None)
         witnesses = pipeline.find_witnesses(self.scan_methods)
         loaded, images = load(self, outputs=(self.out, self.export, report, self.json))
         before = loaded.classifier.network
+        shape = input_of(loaded.classifier, images)
         purified = isinstance(before, Purified) or (method is not None and method.purifies)
         if purified:
             intake.check_purified_writable(self.out, loaded.weights)
@@ -80,8 +84,8 @@ class Clean(ModelOnImages):
         else:
             intake.check_writable(self.out, loaded.weights)
         if self.export is not None:
-            loaded.classifier.trace(images.shape)
-            intake.check_exportable(before, images.shape, self.export, loaded.weights)
+            loaded.classifier.trace(shape)
+            intake.check_exportable(before, shape, self.export, loaded.weights)
         with progress_bar(self.silent) as progress:
             repair = pipeline.clean(
                 loaded.classifier,
@@ -94,17 +98,21 @@ class Clean(ModelOnImages):
             )
         record = repair.record | {"command": command_line(), "written": False, "forced": False}
         add_sources(record, loaded, self.images)
-        add_sources(record["scan"], loaded, self.images)
+        if record["scan"] is not None:
+            add_sources(record["scan"], loaded, self.images)
         if record["accepted"] or self.force:
-            record["output"] = self._write(loaded, repair.classifier.network, images.shape)
+            record["output"] = self._write(loaded, repair.classifier.network, shape)
             record["written"], record["forced"] = True, not record["accepted"]
-        write_report(report, record, images, loaded, repair.evidence)
+        write_report(report, record, images, loaded, repair.evidence, repair.synthetic)
         write_record(self.json, record)
         if not self.silent:
-            print_scan(record["scan"])
-            print(record["outcome"])
-            for flag in record.get("repair", {}).get("flags", []):
-                print(f"Note: {flag}")
+            if record["scan"] is not None:
+                print_scan(record["scan"])
+            for line in (*record["skipped"], record["outcome"]):
+                print(line)
+            flags = record.get("repair", {}).get("flags", [])
+            for note in flags if record["scan"] else record["notices"]:
+                print(f"Note: {note}")
             print_cost(record)
             print(f"Weights: {self.out}" if record["written"] else "No weights were written.")
             for what in ("source", "export"):

@@ -54,26 +54,47 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
-    """Where images come from.
+class Reading:
+    """How images are read.
 
     Attributes:
-        images: a folder with one sub-folder per class, a flat folder, a parquet file or an .npz.
         resize: none refuses images of another size; stretch and crop make them fit.
         limit: draw at most so many images, in equal shares of each class; by default all.
     """
 
-    images: str
     resize: Literal["none", "stretch", "crop"] = "none"
     limit: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOnImages(Common, Model, Images):
-    """A command that runs a model on images.
+class OneModel(Common, Model):
+    """A command about one model.
 
     Attributes:
         model: a model.toml, or a weights file with the facts as options.
     """
 
     model: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOnImages(OneModel, Reading):
+    """A command that runs a model on images.
+
+    Attributes:
+        images: a folder with one sub-folder per class, a flat folder, a parquet file or an .npz.
+    """
+
+    images: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMaybeOnImages(OneModel, Reading):
+    """A command that can do without images.
+
+    Attributes:
+        images: a folder with one sub-folder per class, a flat folder, a parquet file or an .npz;
+            only a method that needs nothing does without.
+    """
+
+    images: str | None = None

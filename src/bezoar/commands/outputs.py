@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bezoar.images import ImageSet
     from bezoar.intake import LoadedModel
     from bezoar.methods import Evidence
+    from bezoar.report import Picture
+    from bezoar.report.contact_sheet import ContactSheet
 
 
 def check_outputs(*outputs: Path | str | None, inputs: tuple[Path | str, ...] = ()) -> None:
@@ -65,7 +67,7 @@ def command_line() -> str:
     return shlex.join(["bezoar", *sys.argv[1:]])
 
 
-def add_sources(record: dict[str, Any], loaded: LoadedModel, images: str) -> None:
+def add_sources(record: dict[str, Any], loaded: LoadedModel, images: str | None) -> None:
     """Adds to a record where the model and the images came from."""
     weights = loaded.weights
     record["model"] |= {
@@ -74,29 +76,46 @@ def add_sources(record: dict[str, Any], loaded: LoadedModel, images: str) -> Non
         "container": weights.container,
         "architecture": loaded.description.architecture,
     }
-    record["images"]["source"] = images
+    if images is not None:
+        record["images"]["source"] = images
     record["notices"] = [*record.get("notices", []), *loaded.notices]
 
 
 def write_report(
     path: Path,
     record: dict[str, Any],
-    images: ImageSet,
+    images: ImageSet | None,
     loaded: LoadedModel,
     evidence: Sequence[Evidence],
+    synthetic: ImageSet | None = None,
 ) -> None:
     """Renders the record of a scan or a repair with pictures and writes the page.
 
-    The pictures show what the scan (before the repair) recovered, and images of its suspects.
+    The pictures show what the scan (before the repair) recovered, images of its suspects, and the
+    images that a repair made up.
     """
-    from bezoar import report
-    from bezoar.records import to_json
+    from bezoar.report.contact_sheet import contact_sheet
     from bezoar.report.examples import examples
     from bezoar.report.trigger_pictures import triggers
 
-    suspects = record.get("scan", record)["suspects"]
-    pictures = [
-        *triggers(loaded.classifier, images, evidence, suspects),
-        *examples(loaded.classifier, images, suspects),
-    ]
-    report.write(path, report.render(to_json(record), pictures))
+    scan = record.get("scan", record)
+    pictures = []
+    if images is not None and scan is not None:
+        suspects = scan["suspects"]
+        pictures += triggers(loaded.classifier, images, evidence, suspects)
+        pictures += examples(loaded.classifier, images, suspects)
+    sheet = None if synthetic is None else contact_sheet(loaded.classifier, synthetic)
+    write_page(path, record, pictures, sheet)
+
+
+def write_page(
+    path: Path,
+    record: dict[str, Any],
+    pictures: Sequence[Picture] = (),
+    sheet: ContactSheet | None = None,
+) -> None:
+    """Renders a record, with whatever pictures there are, and writes the page."""
+    from bezoar import report
+    from bezoar.records import to_json
+
+    report.write(path, report.render(to_json(record), pictures, sheet))

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page from the record of a scan, a repair or a demo.
+"""The report: one self-contained HTML page from the record of a command.
 
 The page needs no network, no script and no file beside it. It reads records, never internals, and
 everything in a record is text from a stranger's model: it is escaped, and the page forbids itself
@@ -11,7 +11,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,16 +19,24 @@ from bezoar.records import write_text
 from bezoar.report.page_view import read_page
 from bezoar.report.pictures import Picture
 
+if TYPE_CHECKING:
+    from bezoar.report.contact_sheet import ContactSheet  # needs torch, which a page does not
+
 __all__ = ["Picture", "render", "write"]
 
 
-def render(record: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str:
+def render(
+    record: Mapping[str, Any],
+    pictures: Sequence[Picture] = (),
+    sheet: ContactSheet | None = None,
+) -> str:
     """Returns the page for a record, as HTML.
 
     Args:
-        record: what ``scan``, ``clean`` or ``demo`` wrote as JSON; ``record["kind"]`` says which.
-            Sections that are missing or null are left out.
+        record: what ``scan``, ``clean``, ``synthesize`` or ``demo`` wrote as JSON;
+            ``record["kind"]`` says which. Sections that are missing or null are left out.
         pictures: example images, shown with the scan (of the backdoored network in a demo).
+        sheet: the images that were made up, class by class.
 
     Raises:
         InputError: the record is of no known kind.
@@ -37,7 +45,8 @@ def render(record: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str:
     >>> "<h1>" in page and "no proof" in page
     True
     """
-    return _environment().get_template("page.html.j2").render(page=read_page(record, pictures))
+    page = read_page(record, pictures)
+    return _environment().get_template("page.html.j2").render(page=page, sheet=sheet)
 
 
 def write(path: str | os.PathLike[str], html: str) -> None:

@@ -105,6 +105,8 @@ class IntervalRow:
 class IntervalChart:
     """Shares with intervals, one below the other; ``limit`` is a line through the first rows."""
 
+    title: str
+    caption: str
     rows: list[IntervalRow]
     ticks: list[Tick]
     limit: float | None
@@ -112,7 +114,12 @@ class IntervalChart:
 
 
 def interval_chart(
-    shares: Sequence[tuple[str, Share]], *, limit: float | None = None, limit_rows: int = 0
+    title: str,
+    caption: str,
+    shares: Sequence[tuple[str, Share]],
+    *,
+    limit: float | None = None,
+    limit_rows: int = 0,
 ) -> IntervalChart | None:
     """Draws named shares on one axis of per cent, zoomed to where they are."""
     shown = [
@@ -142,7 +149,7 @@ def interval_chart(
         for label, share in shares
     ]
     line = None if limit is None else axis.at(limit)
-    return IntervalChart(rows, axis.ticks(as_percent=True), line, limit_rows)
+    return IntervalChart(title, caption, rows, axis.ticks(as_percent=True), line, limit_rows)
 
 
 @dataclass(frozen=True)

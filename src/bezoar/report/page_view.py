@@ -8,35 +8,13 @@ from typing import Any
 
 from bezoar.errors import InputError
 from bezoar.report import fields, words
+from bezoar.report.glossary import glossary
 from bezoar.report.pictures import Gallery, Picture, gallery
 from bezoar.report.repair_view import Attack, Repair, read_attack, read_repair
 from bezoar.report.scan_view import Figure, Scan, read_scan
+from bezoar.report.synthesis_view import Synthesis, read_synthesis
 
-KINDS = ("scan", "clean", "demo")
-
-_GLOSSARY = {
-    "p-value": "How often a backdoor-free model would show a class at least this unusual. It is "
-    "already corrected for having looked at every class and picked the most unusual one.",
-    "Held-out images": "Clean images that were set aside and took no part in the computation; "
-    "what is measured on them is not fitted to them.",
-    "Target class": "The class that images with the trigger are put into.",
-    "95 % interval": "The range of values that fit the number of images counted; with fewer "
-    "images it is wider.",
-}
-_REPAIR_WORDS = {
-    "Agreement": "The share of held-out images to which the old and the new model give the same "
-    "answer, right or wrong.",
-    "Relative change": "The length of the change of a tensor, divided by the tensor's own length.",
-}
-_ATTACK_WORDS = {
-    "Trigger": "What the attacker adds to an image so that the model answers the target class.",
-    "ACC": "Clean accuracy: the share of images without a trigger that get their true class.",
-    "ASR": "Attack success rate: the share of triggered images, not of the target class "
-    "themselves, that are put into the target class.",
-    "RA": "Robust accuracy: the share of the same triggered images that get their true class.",
-    "DER": "Defense effectiveness rating: one plus the fall of ASR minus the loss of ACC, "
-    "halved. A rise of ASR or of ACC counts as 0; 50 % means that nothing was won.",
-}
+KINDS = ("scan", "clean", "demo", "synthesize")
 
 
 @dataclass(frozen=True)
@@ -52,6 +30,7 @@ class Page:
     figures: list[Figure]
     scan: Scan | None
     repair: Repair | None
+    synthesis: Synthesis | None
     twin: Scan | None
     twin_attack: Attack | None
     galleries: list[Gallery]
@@ -65,7 +44,7 @@ class Page:
 
 
 def read_page(record: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> Page:
-    """Reads the record of a scan, a repair or a demo.
+    """Reads the record of a scan, a repair, a synthesis or a demo.
 
     Raises:
         InputError: it is none of these.
@@ -74,15 +53,17 @@ def read_page(record: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> Pa
     if kind not in KINDS:
         raise InputError(
             f"a record of kind {kind!r} was given to the report; expected one of "
-            f"{', '.join(KINDS)}: give the JSON that bezoar scan, clean or demo wrote"
+            f"{', '.join(KINDS)}: give the JSON that one of these commands wrote"
         )
     twin_record = fields.mapping(record.get("clean_twin"))
-    scan = repair = twin = None
+    scan = repair = twin = synthesis = None
     if kind == "scan":
         scan = read_scan(record)
     elif kind == "clean":
         repair = read_repair(record)
         scan = repair.scan if repair else None
+    elif kind == "synthesize":
+        synthesis = read_synthesis(record)
     else:
         backdoored = fields.mapping(record.get("backdoored"))
         repair = read_repair(record.get("repair"), record)
@@ -90,7 +71,7 @@ def read_page(record: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> Pa
         twin = read_scan(twin_record.get("scan"), record)
     file = fields.text(fields.mapping(record.get("model")).get("file"))
     galleries = [gallery(picture) for picture in pictures]
-    heading, state, lead, figures = _headline(kind, record, scan, repair, twin)
+    heading, state, lead, figures = _headline(kind, record, scan, repair, synthesis, twin)
     twin_attack = read_attack(twin_record.get("attack"))
     return Page(
         kind=kind,
@@ -102,6 +83,7 @@ def read_page(record: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> Pa
         figures=figures,
         scan=scan,
         repair=repair,
+        synthesis=synthesis,
         twin=twin,
         twin_attack=twin_attack,
         galleries=galleries,
@@ -111,7 +93,7 @@ def read_page(record: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> Pa
         command=fields.block(record.get("command"), 8000),
         reproduce=_reproduce(record),
         provenance=_provenance(record, repair),
-        glossary=_glossary(repair, twin_attack),
+        glossary=glossary(repair, synthesis, twin_attack),
     )
 
 
@@ -120,12 +102,15 @@ def _headline(
     record: Mapping[str, Any],
     scan: Scan | None,
     repair: Repair | None,
+    synthesis: Synthesis | None,
     twin: Scan | None,
 ) -> tuple[str, str, str, list[Figure]]:
     if kind == "scan" and scan:
         return scan.verdict, scan.state, scan.sentence, scan.figures
     if kind == "clean" and repair:
         return repair.title, repair.state, repair.outcome, repair.figures
+    if synthesis:
+        return synthesis.title, "story", synthesis.lead, synthesis.figures
     figures = []
     if scan:
         figures.append(Figure("The backdoored network", scan.verdict, words.listed(scan.suspects)))
@@ -191,7 +176,7 @@ def _provenance(record: Mapping[str, Any], repair: Repair | None) -> list[Figure
         ),
         ("Mean", _row(model.get("mean"))),
         ("Standard deviation", _row(model.get("std"))),
-        ("Clean images", fields.text(images.get("source"))),
+        ("Clean images", fields.text(images.get("source")) if images else _none(record)),
         ("Number of images", "" if count is None else words.count(count) + _spread(images)),
         ("SHA-256 of the images", fields.text(images.get("sha256"))),
         ("Time", _times(record.get("seconds"))),
@@ -202,6 +187,10 @@ def _provenance(record: Mapping[str, Any], repair: Repair | None) -> list[Figure
 
 def _present(pairs: Sequence[tuple[str, str]]) -> list[Figure]:
     return [Figure(label, value) for label, value in pairs if label and value]
+
+
+def _none(record: Mapping[str, Any]) -> str:
+    return "none were given" if record.get("kind") == "clean" and "images" in record else ""
 
 
 def _row(values: Any) -> str:
@@ -225,12 +214,3 @@ def _times(record: Any) -> str:
         if (value := fields.number(given)) is not None
     ]
     return ", ".join(shown)
-
-
-def _glossary(repair: Repair | None, twin_attack: Attack | None) -> list[tuple[str, str]]:
-    entries = dict(_GLOSSARY)
-    if repair:
-        entries |= _REPAIR_WORDS
-    if twin_attack or (repair and repair.attack):
-        entries |= _ATTACK_WORDS
-    return list(entries.items())

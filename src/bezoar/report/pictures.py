@@ -78,18 +78,24 @@ def gallery(picture: Picture) -> Gallery:
     thumbnails = []
     for place, pixels in enumerate(picture.images):
         caption = fields.text(picture.captions[place], 120) if picture.captions else ""
-        shown = _reduced(pixels)
-        thumbnails.append(
-            Thumbnail(
-                source=data_uri(shown),
-                alt=f"{title}, image {place + 1}" + (f": {caption}" if caption else ""),
-                caption=caption,
-                width=shown.width,
-                height=shown.height,
-                enlarged=max(shown.size) <= _PIXEL_ART_UP_TO,
-            )
-        )
+        alt = f"{title}, image {place + 1}" + (f": {caption}" if caption else "")
+        thumbnails.append(thumbnail(pixels, alt, caption))
     return Gallery(title, fields.text(picture.caption, 1000), thumbnails)
+
+
+def thumbnail(
+    pixels: np.ndarray, alt: str, caption: str = "", *, largest: int = LARGEST_SIDE
+) -> Thumbnail:
+    """Encodes one image (h, w, c), reduced to sides of ``largest`` pixels where it is larger."""
+    shown = _reduced(pixels, largest)
+    return Thumbnail(
+        source=data_uri(shown),
+        alt=alt,
+        caption=caption,
+        width=shown.width,
+        height=shown.height,
+        enlarged=max(pixels.shape[:2]) <= min(largest, _PIXEL_ART_UP_TO),
+    )
 
 
 def data_uri(image: Image.Image) -> str:
@@ -99,9 +105,9 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _reduced(pixels: np.ndarray) -> Image.Image:
+def _reduced(pixels: np.ndarray, largest: int) -> Image.Image:
     channels = pixels.shape[2]
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if channels == 1 else pixels))
-    if max(image.size) > LARGEST_SIDE:
-        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    if max(image.size) > largest:
+        image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     return image

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bezoar.report import fields, words
+from bezoar.report.accuracy_view import (
+    UNLABELLED,
+    accuracies,
+    drop_in_words,
+    read_accuracy,
+    unmeasured,
+)
 from bezoar.report.charts import (
     Bar,
     Curve,
@@ -16,13 +23,15 @@ from bezoar.report.charts import (
     Tick,
     bars,
     curve,
-    interval_chart,
 )
 from bezoar.report.scan_view import Figure, Scan, read_scan
+from bezoar.report.synthetic_view import read_synthetic, synthetic_figures
 
 LARGEST_SHOWN = 12
 MOST_TENSORS = 300
 MOST_CURVES = 24
+
+UNMEASURED = "Repaired, accuracy not measured"  # as the outcome begins
 
 _MEASURES = (
     ("acc", "ACC", "clean accuracy"),
@@ -77,6 +86,8 @@ class Repair:
     figures: list[Figure]
     method: Method | None
     accuracy: IntervalChart | None
+    unmeasured: str
+    synthetic: IntervalChart | None
     drop: str
     wrapped: str
     changes: list[Bar]
@@ -98,20 +109,26 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
     drop = fields.number(repair.get("accuracy_drop"))
     most = fields.number(repair.get("max_accuracy_drop"))
     written = repair.get("written") is True
-    by_force = written and repair.get("forced") is True and drop is not None and drop > (most or 0)
-    title = "Written by force" if by_force else "Repaired" if written else "Not written"
+    within = drop is not None and drop <= (most or 0)
+    by_force = written and repair.get("forced") is True and not within
+    unsure = fields.text(repair.get("judged_on")) in UNLABELLED
+    repaired = UNMEASURED if unsure else "Repaired"
+    title = "Written by force" if by_force else repaired if written else "Not written"
+    state = rescan.state if rescan else "unknown" if unsure else "nothing"
     attack = read_attack(repair.get("attack"))
     changes = _changes(repair.get("changes"))
     return Repair(
         title=title,
-        state="suspicious" if by_force or not written else rescan.state if rescan else "nothing",
+        state="suspicious" if by_force or not written else state,
         outcome=_without_title(fields.text(repair.get("outcome"), 1000), title),
         scan=scan,
         rescan=rescan,
         figures=_figures(repair, scan, rescan, drop, most, attack),
         method=_method(repair.get("method")),
-        accuracy=_accuracy(repair, most),
-        drop=_drop_in_words(drop, most),
+        accuracy=read_accuracy(repair, most),
+        unmeasured=unmeasured(repair),
+        synthetic=read_synthetic(repair.get("repair")),
+        drop=drop_in_words(drop, most),
         wrapped=_wrapped(repair, changes),
         changes=changes[:LARGEST_SHOWN],
         more_changes=changes[LARGEST_SHOWN:MOST_TENSORS],
@@ -164,7 +181,7 @@ def _figures(
     most: float | None,
     attack: Attack | None,
 ) -> list[Figure]:
-    before, after = _accuracies(repair)
+    before, after = accuracies(repair)
     figures = []
     if before.value is not None or after.value is not None:
         note = f"95 % interval {after.interval}" if after.interval else ""
@@ -175,6 +192,7 @@ def _figures(
     agreement = Share.read(repair.get("agreement"))
     if agreement.value is not None:
         figures.append(Figure("Agreement", agreement.words, "same answer before and after"))
+    figures += synthetic_figures(repair.get("repair"))
     cost = fields.mapping(fields.mapping(repair.get("repair")).get("cost"))
     with_it = fields.number(cost.get("milliseconds per image"))
     without = fields.number(cost.get("milliseconds per image without"))
@@ -199,35 +217,8 @@ def _without_title(outcome: str, title: str) -> str:
     return rest[:1].upper() + rest[1:]
 
 
-def _accuracies(repair: Mapping[str, Any]) -> tuple[Share, Share]:
-    before, after = (fields.mapping(repair.get(when)) for when in ("before", "after"))
-    return Share.read(before.get("accuracy")), Share.read(after.get("accuracy"))
-
-
 def _arrow(before: str, after: str) -> str:
     return f"{before} → {after}"
-
-
-def _accuracy(repair: Mapping[str, Any], most: float | None) -> IntervalChart | None:
-    before, after = _accuracies(repair)
-    shares = [("Accuracy before", before), ("Accuracy after", after)]
-    agreement = Share.read(repair.get("agreement"))
-    if agreement.value is not None:
-        shares.append(("Agreement", agreement))
-    limit = None
-    if before.value is not None and most is not None and 0 <= before.value - most <= 1:
-        limit = before.value - most
-    if before.value is None and after.value is None:
-        shares = shares[2:]
-    return interval_chart(shares, limit=limit, limit_rows=2)
-
-
-def _drop_in_words(drop: float | None, most: float | None) -> str:
-    if drop is None:
-        return ""
-    verb = "gained" if drop < 0 else "lost"
-    told = f"The repair {verb} {words.points(abs(drop))} of accuracy"
-    return told + ("." if most is None else f"; {words.points(most)} were allowed.")
 
 
 def _wrapped(repair: Mapping[str, Any], changes: list[Bar]) -> str:

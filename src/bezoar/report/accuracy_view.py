@@ -1,0 +1,56 @@
+"""What a repair cost, measured on clean images, as the page shows it; or why that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bezoar.report import fields, words
+from bezoar.report.charts import IntervalChart, Share, interval_chart
+
+# What a repair was judged on, where that was no labelled images: why there is no accuracy.
+UNLABELLED = {
+    "no images": "no clean image was given.",
+    "unlabelled images": "the clean images have no labels.",
+}
+
+
+def accuracies(repair: Mapping[str, Any]) -> tuple[Share, Share]:
+    """Accuracy before and after the repair."""
+    before, after = (fields.mapping(repair.get(when)) for when in ("before", "after"))
+    return Share.read(before.get("accuracy")), Share.read(after.get("accuracy"))
+
+
+def read_accuracy(repair: Mapping[str, Any], most: float | None) -> IntervalChart | None:
+    """Accuracy and agreement on clean images; None where neither was measured."""
+    before, after = accuracies(repair)
+    shares = [("Accuracy before", before), ("Accuracy after", after)]
+    title = "Accuracy and agreement"
+    if before.value is None and after.value is None:
+        shares, title = [], "Agreement"
+    agreement = Share.read(repair.get("agreement"))
+    if agreement.value is not None:
+        shares.append(("Agreement", agreement))
+    limit = None
+    if before.value is not None and most is not None and 0 <= before.value - most <= 1:
+        limit = before.value - most
+    caption = "Measured on held-out clean images."
+    return interval_chart(title, caption, shares, limit=limit, limit_rows=2)
+
+
+def unmeasured(repair: Mapping[str, Any]) -> str:
+    """Why there is no accuracy; nothing where there is."""
+    if any(share.value is not None for share in accuracies(repair)):
+        return ""
+    judged_on = fields.text(repair.get("judged_on"), 40)
+    why = UNLABELLED.get(judged_on, "there were no labelled held-out images.")
+    return f"Accuracy was not measured: {why}"
+
+
+def drop_in_words(drop: float | None, most: float | None) -> str:
+    """How much accuracy the repair cost; nothing where that is not known."""
+    if drop is None:
+        return ""
+    verb = "gained" if drop < 0 else "lost"
+    told = f"The repair {verb} {words.points(abs(drop))} of accuracy"
+    return told + ("." if most is None else f"; {words.points(most)} were allowed.")
