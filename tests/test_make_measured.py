@@ -105,3 +105,20 @@ def test_check_says_so_where_the_readme_has_no_place_for_the_numbers(script, tmp
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(SystemExit, match="measured: begin"):
         script.main(tmp_path, check=False)
+
+
+def test_a_picture_stands_on_the_page_and_its_facts_in_no_table(script):
+    drawn = {"file": "images/x.svg", "shows": "ACC for each setting"}
+    rows = [
+        {"factor": "rate", "setting": setting, "seed": seed, "acc": acc, "case": 1, "ratio": 2.5}
+        for setting, accs in {"0.1": (0.25, 0.75), "0.3": (0.5, 1.0)}.items()
+        for seed, acc in enumerate(accs)
+    ]
+    results = {"x.json": {"picture": drawn, "tolerance": rows}}
+    page = script.page(results)
+    assert "![ACC for each setting](images/x.svg)" in page
+    assert page.count("x.svg") == 1
+    assert "| rate | 0.1 | 0.5 (0.25 to 0.75) | 1 | 2.5 | 2 |" in page
+    assert "| rate | 0.3 | 0.75 (0.5 to 1) | 1 | 2.5 | 2 |" in page
+    assert "x.svg" not in script.digest(results)
+    assert "2.5" not in script.digest(results)

@@ -54,7 +54,7 @@ def plain_distance(network, images):
 def test_a_step_is_one_step_of_adam_on_the_weighted_sum():
     settings = Synthesis(
         batch_size=8, latent=6, width=4, learning_rate=0.01, statistics=2.0, balance=3.0,
-        decision=0.5, roughness=0.7, roughness_norm=0.01,
+        decision=0.5, roughness=0.7, roughness_norm=0.01, bounded=False,
     )  # fmt: skip
     given, student = classifier(), classifier(seed=1).network.eval().requires_grad_(False)
     source = source_for(given, settings, 3)

@@ -51,6 +51,7 @@ from bezoar.training import Progress, no_progress
 _WHAT = "erasing without data"
 _MEASURED = 16  # batches of fresh synthetic images for what is measured at the end
 _STRONG = 0.5  # share of images led to one class: 0.02 to 0.3 in networks without a backdoor
+_BARE = 0.1  # of the learning rate: at the whole of it, networks without BatchNorm diverged
 _FEW = 0.3  # share of the classes in a batch
 _SHOWN = 512  # images that a report chooses from
 
@@ -62,7 +63,8 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Attributes:
         iterations: of a round of the game, each with one step of either generator.
         student_steps: in each iteration.
-        learning_rate: of the student (SGD).
+        learning_rate: of the student (SGD). Where the network has no BatchNorm, which keeps
+            activations within bounds, it is a tenth of that.
         momentum: of the student, without Nesterov.
         weight_decay: of the student.
         schedule: ``cosine`` falls to 0; ``steps`` to a tenth at 60 % and again at 80 %.
@@ -228,9 +230,10 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         sizes: tuple[int, ...],
         seed: int,
     ) -> Game:
+        bare = not running_norms(student)
         optimizer = torch.optim.SGD(
             student.parameters(),
-            self.learning_rate,
+            self.learning_rate * (_BARE if bare else 1.0),
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
