@@ -5,7 +5,8 @@
 
 A result file is a JSON object with ``title``, ``command``, ``versions``, ``machine`` and one or
 more lists of rows. Where it has a ``summary``, that is shown instead of the single runs. Rows that
-differ in nothing but their ``seed`` become one row with the mean and the range.
+differ in nothing but their ``seed`` become one row with the mean and the range. A ``picture`` says
+which ``file`` below ``docs`` it drew and what that ``shows``; only the page shows it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 NOTHING = "Nothing has been measured yet: `benchmarks/results` holds no result."
 RATE = {"value", "low", "high", "count"}
 # What identifies a run; everything else in a row was measured.
-KEYS = ("model", "method", "kind", "networks", "name", "attack", "clean images", "target")
+KEYS = (
+    *("model", "method", "kind", "networks", "name", "attack", "clean images", "target"),
+    *("factor", "setting"),
+)
 # Numbers that are names: an average of class indices says nothing.
 NAMES = ("first", "target", "target_class")
 # What the README shows; the page in docs shows every column.
@@ -49,6 +53,8 @@ def page(results: dict[str, Row]) -> str:
     for name, result in results.items():
         parts += [f"## {result.get('title', name)}", _origin(name, result)]
         parts += [markdown(table) for table in tables(result)]
+        if drawn := result.get("picture"):
+            parts.append(f"![{drawn['shows']}]({drawn['file']})\n\n{drawn['shows']}.")
     if not results:
         parts.append(NOTHING)
     else:
@@ -66,6 +72,7 @@ def digest(results: dict[str, Row]) -> str:
         brief = [
             [{key: row[key] for key in BRIEF if key in row} for row in table]
             for table in tables(result)
+            if "factor" not in table[0]  # one setting after another is for the page alone
         ]
         brief = [table for table in brief if len({key for row in table for key in row}) > 2]
         parts += [f"{result.get('title', name)}:", *map(markdown, brief)] if brief else []
@@ -91,7 +98,7 @@ def tables(result: Row) -> Iterator[list[Row]]:
     plain = {
         key: value
         for key, value in result.items()
-        if key not in ("title", "command", "machine", "versions") and not _is_rows(value)
+        if key not in ("title", "command", "machine", "versions", "picture") and not _is_rows(value)
     }
     if facts := dict(_flatten(plain)):
         yield [{"fact": key, "value": cell([value], key)} for key, value in facts.items()]

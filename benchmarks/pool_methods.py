@@ -28,7 +28,7 @@ from bezoar.classifier import Classifier
 from bezoar.datasets import open_dataset
 from bezoar.evaluation import Scores, compare, evaluate
 from bezoar.images import ImageSet
-from bezoar.methods import methods
+from bezoar.methods import is_data_free, methods
 from bezoar.metrics import accuracy
 from bezoar.pools import open_pool
 from bezoar.pools.index import Entry
@@ -97,21 +97,25 @@ def one(
     """One repair and its measurement."""
     rest, test = images
     entry, classifier, attack = suspect.entry, suspect.classifier, suspect.attack
-    clean = rest.sample(count, seed=seed)
+    method = methods.get(name)()
+    classifier.trace(test.shape)
     started, used = time.perf_counter(), time.process_time()
-    repair = methods.get(name)().remove(classifier, clean, seed=seed)
+    if is_data_free(method):
+        repair = method.remove(classifier, None, seed=seed)
+    else:
+        repair = method.remove(classifier, rest.sample(count, seed=seed), seed=seed)
     row: dict[str, Any] = {
         "model": entry.name,
         "half": entry.half,
         "status": entry.status,
         "method": name,
         "seed": seed,
-        "clean images": count,
+        "clean images": 0 if is_data_free(method) else count,
         "seconds": time.perf_counter() - started,
         "processor seconds": time.process_time() - used,
         "steps": repair.record.get("seconds"),
     }
-    told = ("p", "carried", "strong triggers", "way", "cost")
+    told = ("p", "carried", "strong triggers", "way", "cost", "rounds", "agreement")
     row |= {key: repair.record[key] for key in told if key in repair.record}
     if attack is None:
         for when, model in (("before", classifier), ("after", repair.classifier)):
@@ -210,7 +214,8 @@ def main(options: Options) -> None:
     for seed in options.seeds:
         for suspect in suspects:
             for name in options.methods:
-                if (name, suspect.entry.name, seed, options.images) in known:
+                count = 0 if methods.get(name).needs == "nothing" else options.images
+                if (name, suspect.entry.name, seed, count) in known:
                     continue
                 data = suspect.entry.data
                 if data not in images:
