@@ -19,9 +19,10 @@ the end; rounds end when *fresh* generators find no pattern that moves the stude
 teacher (``dhbe_measuring``), which needs no data.
 
 Assumes that the trigger is added in one small place. Data: none. Layers: any; without BatchNorm the
-synthetic images are poor. Known failures (measured in ``docs/methods.md``): triggers outside the
-family, such as blends, waves and warps, and backdoors in a few weights, are only hit by accident;
-an all-clean network pays too, as patches move its answers as well.
+synthetic images are poor. Known failures (measured in ``docs/methods.md``): what is left of a patch
+depends on the seed, and fresh patterns need not find it, so that the stop can come too early;
+triggers outside the family, such as blends, waves and warps, and backdoors in a few weights, are
+only hit by accident; a network without a backdoor pays too, as patches move its answers as well.
 """
 
 from __future__ import annotations
@@ -203,6 +204,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             same = agreement_on(images, source.network, student)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+            parameter.grad = None
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # stub
         shown = as_image_set(classifier, source.images(-(-_SHOWN // self.synthesis.batch_size)))
         progress(_WHAT, 1.0)

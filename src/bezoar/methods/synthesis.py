@@ -146,11 +146,13 @@ class SampleSource:
         """
         s = self.settings
         images = self._made(self.latents(s.batch_size))
-        with StatisticsPrior(self.network) as prior:
-            logits = self.network(images)
-            terms: list[tuple[float, Tensor]] = []
-            if s.statistics:
+        terms: list[tuple[float, Tensor]] = []
+        if s.statistics:
+            with StatisticsPrior(self.network) as prior:
+                logits = self.network(images)
                 terms.append((s.statistics, prior.distance()))
+        else:
+            logits = self.network(images)
         if s.balance:
             terms.append((s.balance, class_imbalance(logits)))
         if s.decision:
