@@ -115,7 +115,7 @@ def one(
         "processor seconds": time.process_time() - used,
         "steps": repair.record.get("seconds"),
     }
-    told = ("p", "carried", "strong triggers", "way", "cost", "rounds", "agreement")
+    told = ("p", "carried", "strong triggers", "way", "cost")
     row |= {key: repair.record[key] for key in told if key in repair.record}
     if attack is None:
         for when, model in (("before", classifier), ("after", repair.classifier)):

@@ -41,13 +41,13 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.dhbe_game import Game, Rules, steps_down
 from bezoar.methods.dhbe_measuring import Changed, agreement_on, changed_by_fresh_patterns
-from bezoar.methods.dhbe_patterns import PatternFamily, fitting_sizes
+from bezoar.methods.dhbe_patterns import PatternFamily, fitting_sizes, shares
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.recalibration import recalibrate
 from bezoar.methods.statistics_prior import running_norms
 from bezoar.methods.synthesis import SampleSource, Synthesis, as_image_set, source_for
 from bezoar.networks.pattern_generators import PatternGenerator
-from bezoar.training import Progress, no_progress
+from bezoar.training import Progress, gradients_only_for, no_progress
 
 _WHAT = "erasing without data"
 _MEASURED = 16  # batches of fresh synthetic images for what is measured at the end
@@ -171,8 +171,8 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Of ``clean`` only the size of the images is read, for a classifier that does not know it.
 
         Raises:
-            InputError: the input size of ``classifier`` is not known, or it is smaller than a
-                pattern.
+            InputError: the input size of ``classifier`` is not known or smaller than a pattern, or
+                a batch too small for its families of patterns.
         """
         started = time.perf_counter()
         if clean is not None:
@@ -184,15 +184,15 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"patterns of {max(sizes)} pixels do not fit on images of {height}x{width}; give "
                 "smaller patch_sizes"
             )
+        shares(self.synthesis.batch_size, len(sizes) + bool(self.large_patterns))
         device = classifier.device
         repaired = classifier.copy()
         student = repaired.network
         source = source_for(classifier, self.synthesis, seed)
         to_fast_layout(source.network, device)
         to_fast_layout(student, device)
-        flags = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
-        student.requires_grad_(True)
-        with seeded(device, seed):
+        trained = list(student.parameters())
+        with seeded(device, seed), gradients_only_for(student, trained):
             source.learn(self.synthesis.steps, _part(progress, 0.0, 0.3))
             game = self._game(classifier, source, student, sizes, seed)
             images = source.images(_MEASURED)
@@ -202,8 +202,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 images = source.images(_MEASURED)
                 probed.append(self._probed(classifier, student, images, sizes, seed))
             same = agreement_on(images, source.network, student)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for parameter in trained:
             parameter.grad = None
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # stub
         shown = as_image_set(classifier, source.images(-(-_SHOWN // self.synthesis.batch_size)))

@@ -84,19 +84,31 @@ def mixed_stamps(
     """What is added to batches of ``count`` normalised images, of which each family has a share.
 
     Raises:
-        InputError: a share is below two images, of which patterns cannot be standardised.
+        InputError: a share is below two images.
     """
-    shares = [len(part) for part in torch.arange(count).tensor_split(len(families))]
-    if shares[-1] < 2:
-        raise InputError(
-            f"a batch of {count} is shared by {len(families)} families of patterns, and each needs "
-            f"two images or more; use a batch_size of at least {2 * len(families)}"
-        )
     made = [
         family.stamps(share, batches, together=together)
-        for family, share in zip(families, shares, strict=True)
+        for family, share in zip(families, shares(count, len(families)), strict=True)
     ]
     return [torch.cat(parts) for parts in zip(*made, strict=True)]
+
+
+def shares(count: int, families: int) -> list[int]:
+    """How many images of a batch of ``count`` each family has, as evenly as can be.
+
+    Raises:
+        InputError: one has fewer than two, and of one image patterns cannot be standardised.
+
+    >>> shares(8, 3)
+    [3, 3, 2]
+    """
+    parts = [len(part) for part in torch.arange(count).tensor_split(families)]
+    if parts[-1] < 2:
+        raise InputError(
+            f"a batch of {count} is shared by {families} families of patterns, and each needs two "
+            f"images or more; use a batch_size of at least {2 * families}"
+        )
+    return parts
 
 
 def fitting_sizes(image: Size) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bezoar.errors import InputError
-from bezoar.networks.trigger_generators import _whole
+from bezoar.networks.trigger_generators import whole_number
 from bezoar.networks.upsampled_convolution import UpsampledConvolution
 
 _LARGEST_BASE = 9
@@ -38,7 +38,7 @@ def plan(side: int, least: int = 5) -> tuple[int, int]:
     >>> [plan(side) for side in (8, 28, 32, 33, 224)]
     [(8, 0), (7, 2), (8, 2), (9, 2), (7, 5)]
     """
-    _whole("size", side, 1, 4096)
+    whole_number("size", side, 1, 4096)
     doublings = 0
     while _divided(side, doublings) > _LARGEST_BASE:
         doublings += 1
@@ -66,10 +66,10 @@ class LatentDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.size = size
-        self.latent = _whole("latent", latent, 1, 65_536)
-        _whole("width", width, 1, 1024)
+        self.latent = whole_number("latent", latent, 1, 65_536)
+        whole_number("width", width, 1, 1024)
         for side in size:
-            _whole("size", side, 1, 4096)
+            whole_number("size", side, 1, 4096)
         _, doublings = plan(min(size), least)
         self.base = tuple(max(least, _divided(side, doublings)) for side in size)
         wide = 2 * width if doublings or convolution else width

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bezoar.errors import InputError
 from bezoar.networks.grouped_norm import grouped_statistics
 from bezoar.networks.latent_decoder import LatentDecoder
-from bezoar.networks.trigger_generators import _whole
+from bezoar.networks.trigger_generators import whole_number
 
 
 class PatternGenerator(nn.Module):
@@ -52,7 +52,7 @@ class PatternGenerator(nn.Module):
                 f"the size of the generator's patterns is {size!r}; expected one number of pixels "
                 "or (height, width)"
             )
-        self.shape = (_whole("channels", channels, 1, 64), *sides)
+        self.shape = (whole_number("channels", channels, 1, 64), *sides)
         self.decoder = LatentDecoder(sides, latent=latent, width=width, least=3, convolution=False)
         self.last = nn.Conv2d(width, channels, 3, padding=1)
         self.norm = nn.BatchNorm2d(channels, affine=False)

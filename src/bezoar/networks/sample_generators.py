@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bezoar.errors import InputError
 from bezoar.networks.grouped_norm import grouped_statistics
 from bezoar.networks.latent_decoder import LatentDecoder, plan
-from bezoar.networks.trigger_generators import _whole
+from bezoar.networks.trigger_generators import whole_number
 
 __all__ = ["SampleGenerator", "plan"]
 
@@ -53,7 +53,7 @@ class SampleGenerator(nn.Module):
                 "width)"
             )
         self.shape = shape
-        channels = _whole("channels", shape[0], 1, 64)
+        channels = whole_number("channels", shape[0], 1, 64)
         self.decoder = LatentDecoder(
             shape[1:], latent=latent, width=width, least=5, convolution=True
         )

@@ -66,13 +66,13 @@ class ResidualGenerator(nn.Module):
         planes: int = 4,
     ) -> None:
         super().__init__()
-        self.channels = _whole("channels", channels, 1, 64)
-        self.height = _whole("height", height, 1, 4096)
-        self.width = _whole("width", width, 1, 4096)
-        self.features = _whole("features", features, 0, 256)
-        self.depth = _whole("depth", depth, 1, 8)
+        self.channels = whole_number("channels", channels, 1, 64)
+        self.height = whole_number("height", height, 1, 4096)
+        self.width = whole_number("width", width, 1, 4096)
+        self.features = whole_number("features", features, 0, 256)
+        self.depth = whole_number("depth", depth, 1, 8)
         self.pattern = nn.Parameter(torch.zeros(channels, height, width))
-        planes = _whole("planes", planes, 0, 64) if features else 0
+        planes = whole_number("planes", planes, 0, 64) if features else 0
         self.planes = nn.Parameter(_PLANE_STD * torch.randn(planes, height, width))
         self.unet: UNet | None = None
         if features:
@@ -120,7 +120,7 @@ class PublishedGenerator(nn.Module):
 
     def __init__(self, channels: int = 3, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.channels = _whole("channels", channels, 1, 64)
+        self.channels = whole_number("channels", channels, 1, 64)
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, _for_channels(name, values, channels))
         if min(std) <= 0:
@@ -224,7 +224,12 @@ def built(configuration: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
-def _whole(name: str, value: Any, least: int, most: int) -> int:
+def whole_number(name: str, value: Any, least: int, most: int) -> int:
+    """``value`` where it is a whole number from ``least`` to ``most``.
+
+    Raises:
+        InputError: it is not.
+    """
     if type(value) is not int or not least <= value <= most:
         raise InputError(
             f"{name} of the generator is {value!r}; expected a whole number from {least} to {most}"
