@@ -22,7 +22,7 @@ class Slow(nn.Module):
 
     def forward(self, x):
         self.seen.append(self.training)
-        time.sleep(0.02)
+        time.sleep(0.1)  # much longer than a busy machine delays it
         return self.fc(x.flatten(1))
 
 
@@ -32,8 +32,8 @@ def test_the_milliseconds_are_those_of_an_image_and_the_counts_those_of_the_part
     after = Classifier(purified(network), mean=0.3, std=0.35)
     network.train()
     cost = purifying_cost.measure(before, after, torch.rand(4, 1, 8, 8), runs=3)
-    assert 5 <= cost["milliseconds per image without"] < 20
-    assert cost["milliseconds per image without"] < cost["milliseconds per image"] < 60
+    assert 25 <= cost["milliseconds per image without"] < 100
+    assert cost["milliseconds per image without"] < cost["milliseconds per image"] < 300
     assert cost["parameters"] == 64 * 3 + 3
     own = sum(p.numel() for p in after.network.purifier.parameters())
     assert (cost["purifier parameters"], cost["batch"]) == (own, 4)
