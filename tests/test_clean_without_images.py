@@ -13,10 +13,11 @@ from bezoar import pipeline
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.judging import UNMEASURED, judge_repair
+from bezoar.judging import judge_repair
 from bezoar.methods import TAC, FineTuning, Repair, is_data_free, methods
 from bezoar.metrics import rate
 from bezoar.records import to_json
+from bezoar.wording import UNMEASURED
 
 NO_LABELS = "the 300 clean images have no labels"
 

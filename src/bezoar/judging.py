@@ -28,8 +28,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import Repair
 from bezoar.metrics import Rate, accuracy, agreement
-
-UNMEASURED = "Repaired, accuracy not measured"  # the report's heading, too
+from bezoar.wording import UNMEASURED
 
 
 @dataclass(frozen=True)

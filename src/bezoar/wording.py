@@ -1,4 +1,4 @@
-"""The words that a method lends to the sentences of a scan.
+"""The words that a method lends to the sentences of a scan, and those that two rooms must share.
 
 Every method looks at another thing: a shift of the last layer's input, a patch on the image. The
 verdict, the record and the report are the same for all; what was seen is said in these words.
@@ -7,6 +7,8 @@ verdict, the record and the report are the same for all; what was seen is said i
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+UNMEASURED = "Repaired, accuracy not measured"  # how the outcome begins, and the report's heading
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ from bezoar.classifier import Classifier
 from bezoar.device import seeded, to_fast_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods.dhbe_game import Game, Rules, steps_down
+from bezoar.methods.dhbe_game import Game, Rules, falling_cosine, steps_down
 from bezoar.methods.dhbe_measuring import Changed, agreement_on, changed_by_fresh_patterns
 from bezoar.methods.dhbe_patterns import PatternFamily, fitting_sizes, shares
 from bezoar.methods.method import Method, Needs, Repair, methods
@@ -198,7 +198,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             images = source.images(_MEASURED)
             probed = [self._probed(classifier, source.network, images, sizes, seed)]
             while len(probed) <= self.rounds and (len(probed) == 1 or probed[-1].led > self.led):
-                self._play(game, source, progress, len(probed) - 1)
+                self._play(game, progress, len(probed) - 1)
                 images = source.images(_MEASURED)
                 probed.append(self._probed(classifier, student, images, sizes, seed))
             same = agreement_on(images, source.network, student)
@@ -245,7 +245,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             distance=self.distance,
             adversary=self.adversary,
             statistics=self.statistics,
-            schedule=_falling_cosine if self.schedule == "cosine" else steps_down,
+            schedule=falling_cosine if self.schedule == "cosine" else steps_down,
             together=classifier.device.type != "cpu",
         )
         families = self._families(classifier, sizes, seed)
@@ -274,7 +274,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             for index, (size, factor) in enumerate(kinds)
         ]
 
-    def _play(self, game: Game, source: SampleSource, progress: Progress, done: int) -> None:
+    def _play(self, game: Game, progress: Progress, done: int) -> None:
         """One round; the student is in eval mode afterwards, with statistics of clean images."""
         _set_training(game.student)
         total = self.rounds * self.iterations
@@ -282,7 +282,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             game.play(iteration)
             progress(_WHAT, 0.3 + 0.65 * (done * self.iterations + iteration + 1) / total)
         if self.recalibration:
-            recalibrate(game.student, (source.images() for _ in range(self.recalibration)))
+            recalibrate(game.student, (game.source.images() for _ in range(self.recalibration)))
         game.student.eval()
 
     def _probed(
@@ -344,10 +344,6 @@ def _refusal(gaps: list[Tensor], student: nn.Module) -> str | None:
     if bool(torch.stack([flag.cpu() for flag in finite]).all()):
         return None
     return "the game diverged; use a smaller learning_rate"
-
-
-def _falling_cosine(share: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * share))
 
 
 def _set_training(student: nn.Module) -> None:

@@ -21,6 +21,7 @@ for each image, and running statistics that only clean synthetic images change.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from bezoar.methods.dhbe_losses import gap, sensitivity
-from bezoar.methods.dhbe_patterns import PatternFamily, mixed_stamps
+from bezoar.methods.dhbe_patterns import PatternFamily, ascend, mixed_stamps
 from bezoar.methods.synthesis import SampleSource
 from bezoar.networks.grouped_norm import grouped_statistics
 from bezoar.training import gradients_only_for
@@ -168,11 +169,7 @@ class Game:
                 clean = self.student(images)
             changed = self.student(images + mixed_stamps(self.families, size)[0])
         change = sensitivity(clean, changed, squared=self.rules.distance == "squared")
-        for family in self.families:
-            family.optimizer.zero_grad(set_to_none=True)
-        (-change).backward()  # type: ignore[no-untyped-call]  # as above
-        for family in self.families:
-            family.optimizer.step()
+        ascend(self.families, change)
         return change.detach()
 
     def record(self) -> dict[str, Any]:
@@ -200,6 +197,11 @@ class Game:
         """Batch statistics as ever; running ones stay where only clean steps may change them."""
         updating = None if self.rules.statistics == "all" else ()
         return grouped_statistics(self.student, 1, updating=updating)
+
+
+def falling_cosine(share: float) -> float:
+    """Half a cosine from 1 to 0 (ours)."""
+    return 0.5 * (1 + math.cos(math.pi * share))
 
 
 def steps_down(share: float) -> float:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bezoar.methods.dhbe_losses import sensitivity
-from bezoar.methods.dhbe_patterns import PatternFamily, mixed_stamps
-from bezoar.metrics import Rate, rate
+from bezoar.methods.dhbe_patterns import PatternFamily, ascend, mixed_stamps
+from bezoar.metrics import Rate, agreement, rate
 from bezoar.training import gradients_only_for
 
 
@@ -40,8 +40,7 @@ class Changed:
 
 def agreement_on(images: Tensor, before: nn.Module, after: nn.Module) -> Rate:
     """The share of normalised images (n, c, h, w) that both networks answer alike, in eval mode."""
-    old, new = answers(before, images), answers(after, images)
-    return rate(int((old == new).sum()), len(images))
+    return agreement(answers(before, images), answers(after, images))
 
 
 def changed_by_fresh_patterns(
@@ -67,12 +66,8 @@ def changed_by_fresh_patterns(
             batch = batches[step % len(batches)]
             with torch.no_grad():
                 clean = network(batch)
-            loss = -sensitivity(clean, network(batch + mixed_stamps(fresh, len(batch))[0]))
-            for family in fresh:
-                family.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's stub lacks the type
-            for family in fresh:
-                family.optimizer.step()
+            stamped = network(batch + mixed_stamps(fresh, len(batch))[0])
+            ascend(fresh, sensitivity(clean, stamped))
     with torch.no_grad():
         stamped = torch.cat([batch + mixed_stamps(fresh, len(batch))[0] for batch in batches])
     old, new = answers(network, images), answers(network, stamped)

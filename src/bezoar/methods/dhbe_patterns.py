@@ -78,6 +78,15 @@ class PatternFamily:
         ]
 
 
+def ascend(families: Sequence[PatternFamily], change: Tensor) -> None:
+    """One step of every family's generator, up the scalar ``change`` that its patterns made."""
+    for family in families:
+        family.optimizer.zero_grad(set_to_none=True)
+    (-change).backward()  # type: ignore[no-untyped-call]  # torch's stub lacks the type
+    for family in families:
+        family.optimizer.step()
+
+
 def mixed_stamps(
     families: Sequence[PatternFamily], count: int, batches: int = 1, *, together: bool = False
 ) -> list[Tensor]:

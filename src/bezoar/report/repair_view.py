@@ -26,12 +26,11 @@ from bezoar.report.charts import (
 )
 from bezoar.report.scan_view import Figure, Scan, read_scan
 from bezoar.report.synthetic_view import read_synthetic, synthetic_figures
+from bezoar.wording import UNMEASURED
 
 LARGEST_SHOWN = 12
 MOST_TENSORS = 300
 MOST_CURVES = 24
-
-UNMEASURED = "Repaired, accuracy not measured"  # as the outcome begins
 
 _MEASURES = (
     ("acc", "ACC", "clean accuracy"),
