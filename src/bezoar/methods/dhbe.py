@@ -51,7 +51,7 @@ from bezoar.training import Progress, gradients_only_for, no_progress
 
 _WHAT = "erasing without data"
 _MEASURED = 16  # batches of fresh synthetic images for what is measured at the end
-_STRONG = 0.5  # share of images led to one class: 0.02 to 0.3 in networks without a backdoor
+_STRONG = 0.5  # share of images led to one class; below 0.3 wherever no backdoor was, so far
 _BARE = 0.1  # of the learning rate: at the whole of it, networks without BatchNorm diverged
 _FEW = 0.3  # share of the classes in a batch
 _SHOWN = 512  # images that a report chooses from
