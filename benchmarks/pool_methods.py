@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +74,13 @@ class Options:
     threads: int = 1
     pool: Path = POOL
     out: Path = RESULTS
+
+
+def refuse_public(names: Sequence[str]) -> None:
+    """Ends where a method needs public images, which have a benchmark of their own."""
+    for name in names:
+        if name in methods.names() and methods.get(name).needs == "public images":
+            sys.exit(f"{name} needs public images; it is measured by benchmarks/fred_removal.py")
 
 
 def parts(data: str) -> tuple[ImageSet, ImageSet]:
@@ -194,6 +203,7 @@ def spread(values: list[float]) -> dict[str, float | None]:
 
 def main(options: Options) -> None:
     """Runs what is missing."""
+    refuse_public(options.methods)
     torch.set_num_threads(options.threads)
     pool = open_pool(options.pool)
     done = json.loads(options.out.read_text()) if options.out.exists() else {"runs": []}

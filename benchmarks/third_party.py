@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import tyro
+from pool_methods import refuse_public
 
 import bezoar
 from bezoar.attacks import StoredPattern
@@ -78,6 +79,7 @@ def test_images(root: Path, facts: dict[str, Any]) -> ImageSet:
 
 def main(options: Options) -> None:
     """Runs what is missing."""
+    refuse_public(options.methods)
     torch.set_num_threads(options.threads)
     root = Path(os.environ["BEZOAR_DATA"])
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}

@@ -61,7 +61,9 @@ def test_without_images_nothing_is_scanned_and_accuracy_is_not_claimed(planted):
     assert record["fitted_on"] == {"count": 0, "of": 0}
     assert record["model"]["input"] == [1, 8, 8]
     (skipped,) = record["skipped"]
-    assert skipped == "The model was not scanned: a scan needs clean images, and none were given."
+    assert skipped == (
+        "The model was not scanned: a scan needs clean images of the task, and none were given."
+    )
     assert record["method"]["reason"] == "It was asked for; it takes no image."
     assert record["changes"], "the repair itself is recorded as ever"
 
@@ -71,12 +73,12 @@ def test_what_was_measured_instead_is_told_with_what_it_is_worth(planted):
     assert record["repair"]["agreement"] == MEASURED["agreement"]
     assert record["repair"]["insensitivity"] == MEASURED["insensitivity"]
     assert record["outcome"] == (
-        f"{UNMEASURED}: no clean image was given, so neither accuracy nor the backdoor's removal "
-        "could be verified. Measured instead: the old and the new model answer 97.9 % (95 %: 97.2 "
-        "to 98.4) of 2000 synthetic images with the same class; generated triggers change the "
-        "class of 80.1 % of synthetic images before and 1.2 % after. Synthetic images are no "
-        "images of the task and generated triggers are not the attacker's: this shows how far the "
-        "method reached its own goal, and no more."
+        f"{UNMEASURED}: no clean image of the task was given, so neither accuracy nor the "
+        "backdoor's removal could be verified. Measured instead: the old and the new model answer "
+        "97.9 % (95 %: 97.2 to 98.4) of 2000 synthetic images with the same class; generated "
+        "triggers change the class of 80.1 % of synthetic images before and 1.2 % after. Synthetic "
+        "images are no images of the task and generated triggers are not the attacker's: this "
+        "shows how far the method reached its own goal, and no more."
     )
 
 

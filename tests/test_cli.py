@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 import bezoar
 from bezoar import cli
 from bezoar.intake import read_weights
+from bezoar.methods import FineTuning, methods
 
 FACTS = ("--architecture", "bezoar:small-cnn", "--mean", "0.3", "--std", "0.35")
 QUICK = ("--set", "recipe.epochs=1")
@@ -393,6 +395,34 @@ def test_settings_reach_the_method(record_of, model_files, tmp_path):
     assert settings["beta"] == 2.5 and settings["target_class"] == 4
     assert settings["quantile"] is None and settings["recipe"]["epochs"] == 1
     assert settings["distillation"] == 0.0, "from the preset"
+
+
+class Several(FineTuning, frozen=True, kw_only=True):
+    """Fine-tuning with settings of several values."""
+
+    name: ClassVar[str] = "several"
+
+    sizes: tuple[int, ...] = ()
+    shares: tuple[float, float] = (0.5, 0.9)
+    words: tuple[Literal["random", "public"], ...] = ("public",)
+    places: tuple[int, ...] = (1, 2)
+
+
+def test_settings_of_several_values_are_separated_by_commas(
+    record_of, run, model_files, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(methods._things, "several", Several)
+    arguments = ("clean", model_files / "planted.toml", *images(model_files), "--method", "several")
+    arguments += ("--out", tmp_path / "out.safetensors", *QUICK)
+    _, record = record_of(
+        *arguments, "sizes=3,5", "shares=0.1,0.2", "words=random,public", "places="
+    )
+    settings = record["method"]["configuration"]
+    assert settings["sizes"] == [3, 5] and settings["shares"] == [0.1, 0.2]
+    assert settings["words"] == ["random", "public"] and settings["places"] == []
+    for wrong in ("sizes=3,five", "shares=0.1", "words=random,pixels", "sizes=3,,5"):
+        code, _, error = run(*arguments, wrong)
+        assert code == 2 and f"--set recipe.epochs=1 {wrong}: " in error
 
 
 def test_the_report_can_go_elsewhere(run, model_files, tmp_path):

@@ -89,9 +89,9 @@ def test_a_checkpoint_alone_is_repaired_and_nothing_is_claimed(clean, page, mode
     assert shown.headings[0] == UNMEASURED
     assert "The repaired model, scanned again" not in shown.headings
     for part in (
-        "No clean image was given, so neither accuracy nor the backdoor's removal could be",
-        "Accuracy was not measured: no clean image was given.",
-        "Synthetic agreement 97.9 %",
+        "No clean image of the task was given, so neither accuracy nor the backdoor's removal",
+        "Accuracy was not measured: no clean image of the task was given.",
+        "Agreement on synthetic images 97.9 %",
         "Under generated triggers 80.1 % → 1.2 %",
         "These are neither images of the task nor the attacker's trigger.",
         "Clean images none were given",
@@ -140,7 +140,7 @@ def test_labelled_images_give_accuracy(clean, page, model_files):
     shown = page()
     assert shown.headings[0] == "Repaired"
     assert "Accuracy 99.0 % → 99.0 %" in shown.text and "was not measured" not in shown.text
-    assert "Synthetic agreement 97.9 %" in shown.text
+    assert "Agreement on synthetic images 97.9 %" in shown.text
 
 
 def test_what_the_method_refuses_is_not_written_unless_forced(clean, page, tmp_path):

@@ -57,11 +57,13 @@ COMMANDS = {
     "evaluate": cli.Evaluate,
     "attack": cli.Attack,
     "attack pool": cli.AttackPool,
+    "generator train": cli.GeneratorTrain,
+    "generator show": cli.GeneratorShow,
     "methods": cli.Methods,
     "attacks": cli.Attacks,
 }
 POSITIONAL = {"model", ("attack", "attack"), ("attack pool", "spec"), ("methods", "name")}
-POSITIONAL |= {("attacks", "name"), ("sift", "suspects")}
+POSITIONAL |= {("attacks", "name"), ("sift", "suspects"), ("generator show", "file")}
 
 
 def test_every_option_of_every_command_is_documented():
@@ -77,8 +79,12 @@ def test_every_option_of_every_command_is_documented():
 
 def test_no_page_names_an_option_that_does_not_exist():
     fields = (field for command in COMMANDS.values() for field in dataclasses.fields(command))
-    known = {field.name.replace("_", "-") for field in fields}
-    known |= {"no-open", "help", "check", "slow", "strict"}  # of our scripts, pytest and mypy
+    known = {
+        prefix + field.name.replace("_", "-")
+        for field in fields
+        for prefix in (("", "no-") if isinstance(field.default, bool) else ("",))
+    }
+    known |= {"help", "check", "slow", "strict"}  # of our scripts, pytest and mypy
     for page in PAGES:
         for option in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", page.read_text(encoding="utf-8")):
             assert option in known, f"{page.name}: --{option}"

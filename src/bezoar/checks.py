@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from hashlib import sha256
+
 import torch
 
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
 from bezoar.metrics import accuracy
 
@@ -76,6 +80,51 @@ def check_runs(classifier: Classifier, images: ImageSet | None) -> None:
         raise InputError("there are no clean images; give at least one of each class")
     check_finite_network(classifier)
     classifier.trace(input_of(classifier, images))
+
+
+def check_public(
+    public: ImageSet | PublicGenerator, classifier: Classifier, images: ImageSet | None
+) -> None:
+    """Refuses public images, or a generator, with which ``classifier`` cannot be repaired.
+
+    Args:
+        public: images of something else than the task, or a generator that was trained on such.
+        classifier: the suspect.
+        images: those of the task, which are to judge the repair; None where there are none.
+
+    Raises:
+        InputError: it is neither, there is no image, the shape is not the network's, or one of
+            ``images`` is among them.
+    """
+    shape = input_of(classifier, images)
+    if not isinstance(public, ImageSet | PublicGenerator):
+        raise InputError(
+            f"public is a {type(public).__name__}; expected an ImageSet or a PublicGenerator"
+        )
+    if isinstance(public, ImageSet) and not len(public):
+        raise InputError("there are no public images; give some, of whatever they show")
+    if public.shape != shape:
+        what = "public images are" if isinstance(public, ImageSet) else "generator makes images of"
+        given, expected = ("x".join(map(str, sizes)) for sizes in (public.shape, shape))
+        raise InputError(
+            f"the {what} {given} and the network takes {expected} (channels x height x width); "
+            "read or train them at that size (--public-resize crop, --size)"
+        )
+    if isinstance(public, ImageSet) and images is not None:
+        judging = set(_digests(images))
+        both = sum(digest in judging for digest in _digests(public))
+        if both:
+            raise InputError(
+                f"{both} of the {len(public)} public images are also among the images that are to "
+                "judge the repair, which would be judged by what it was made with; take them out "
+                "of one of the two"
+            )
+
+
+def _digests(images: ImageSet) -> Iterator[bytes]:
+    """A hash of the pixels of each image."""
+    for image in images.images:
+        yield sha256(image.cpu().contiguous().numpy().data).digest()
 
 
 def check_finite_network(classifier: Classifier) -> None:

@@ -12,6 +12,7 @@ from bezoar.commands.attack import Attack, AttackPool
 from bezoar.commands.clean import Clean
 from bezoar.commands.demo import Demo
 from bezoar.commands.evaluate import Evaluate
+from bezoar.commands.generator import GeneratorShow, GeneratorTrain
 from bezoar.commands.inspect import Inspect
 from bezoar.commands.lists import Attacks, Methods
 from bezoar.commands.options import OK, UNUSABLE
@@ -30,9 +31,12 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Attack, tyro.conf.subcommand("attack")]
     | Annotated[AttackPool, tyro.conf.subcommand("attack pool")]
+    | Annotated[GeneratorTrain, tyro.conf.subcommand("generator train")]
+    | Annotated[GeneratorShow, tyro.conf.subcommand("generator show")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[Attacks, tyro.conf.subcommand("attacks")]
 )
+_OF_TWO_WORDS = {("attack", "pool"), ("generator", "train"), ("generator", "show")}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,8 +55,8 @@ def run(arguments: list[str] | None = None) -> int:
 
         print(f"bezoar {__version__}")
         return OK
-    if given[:2] == ["attack", "pool"]:  # a command of two words
-        given = ["attack pool", *given[2:]]
+    if tuple(given[:2]) in _OF_TWO_WORDS:
+        given = [" ".join(given[:2]), *given[2:]]
     command = tyro.cli(
         Command,
         prog="bezoar",

@@ -5,10 +5,11 @@
 - Images without labels: how often the old and the new network answer the same class. Only an image
   whose answer changed can have become wrong, so on these images accuracy cannot have fallen by more
   than 1 - agreement.
-- No image: what the method measured on images that it made up, if it did (``Repair.record``):
-  ``agreement["synthetic"]``, and ``insensitivity``, the share of synthetic images whose class
-  changes under generated triggers, ``before`` and ``after``. Neither says anything about accuracy
-  on real images or about the attacker's trigger, and the sentences say so.
+- No image: what the method measured on images that it made up, or on public ones, if it did
+  (``Repair.record``): ``agreement["synthetic"]``, and ``insensitivity``, the share of these images
+  whose class changes under triggers that it made, ``before`` and ``after``. What images and
+  triggers those are, ``measured_on`` says in its words. Neither figure says anything about accuracy
+  on images of the task or about the attacker's trigger, and the sentences say so.
 
 Without labels the limit cannot be judged. Then a repair is accepted unless it is plainly ruined:
 weights that are not finite, or an agreement no better than chance (both ours). A method that does
@@ -28,7 +29,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import Repair
 from bezoar.metrics import Rate, accuracy, agreement
-from bezoar.wording import UNMEASURED
+from bezoar.wording import UNMEASURED, measured_on
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def judge_repair(
         because = because or _ruined(before, repair, _synthetic(repair))
         return _without_accuracy(
             because,
-            "no clean image was given, so neither accuracy nor the backdoor's removal could be "
-            f"verified. {_measured_instead(repair)}",
+            "no clean image of the task was given, so neither accuracy nor the backdoor's removal "
+            f"could be verified. {_measured_instead(repair)}",
             record,
         )
     old = before.logits(images).argmax(1)
@@ -134,25 +135,26 @@ def _synthetic(repair: Repair) -> Mapping[str, Any] | None:
 
 def _measured_instead(repair: Repair) -> str:
     """What the method measured on its own images, and what that is worth."""
+    images, triggers = measured_on(repair.record)
     same = _synthetic(repair)
     moved = repair.record.get("insensitivity")
     told = []
     if same:
         told.append(
-            f"the old and the new model answer {_percent(same)} of {same['count']} synthetic "
-            "images with the same class"
+            f"the old and the new model answer {_percent(same)} of {same['count']} {images} with "
+            "the same class"
         )
     if moved:
         told.append(
-            f"generated triggers change the class of {100 * moved['before']['value']:.1f} % of "
-            f"synthetic images before and {100 * moved['after']['value']:.1f} % after"
+            f"{triggers} change the class of {100 * moved['before']['value']:.1f} % of {images} "
+            f"before and {100 * moved['after']['value']:.1f} % after"
         )
     if not told:
         return "Nothing was measured instead."
     return (
-        f"Measured instead: {'; '.join(told)}. Synthetic images are no images of the task and "
-        "generated triggers are not the attacker's: this shows how far the method reached its own "
-        "goal, and no more."
+        f"Measured instead: {'; '.join(told)}. {images[:1].upper()}{images[1:]} are no images of "
+        f"the task and {triggers} are not the attacker's: this shows how far the method reached "
+        "its own goal, and no more."
     )
 
 

@@ -2,8 +2,8 @@
 
 The way of a tensor: each witness, a method that inspects, turns network and clean images into one
 statistic per class (``methods``), ``verdict`` judges them together, ``scan_record`` writes it down.
-``clean`` then repairs a copy on four fifths of the images, or on none, and lets ``judging`` judge
-the copy by the rest.
+``clean`` then repairs a copy on four fifths of the images, or on none of them, and lets ``judging``
+judge the copy by the rest.
 """
 
 from __future__ import annotations
@@ -20,13 +20,24 @@ import numpy as np
 import torch
 
 import bezoar
-from bezoar.checks import check_input, check_runs, input_of
+from bezoar.checks import check_input, check_public, check_runs, input_of
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
 from bezoar.judging import judge_repair
-from bezoar.methods import TAC, Evidence, Method, Repair, is_data_free, methods
-from bezoar.repair_record import changes, method_record, wrapped
+from bezoar.methods import (
+    TAC,
+    Evidence,
+    Method,
+    Needs,
+    Repair,
+    is_data_free,
+    methods,
+    takes_no_task_image,
+    takes_public,
+)
+from bezoar.repair_record import changes, method_record, public_record, wrapped
 from bezoar.scan_record import no_proof, scan_record
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels, Verdict, judge
@@ -135,6 +146,7 @@ def clean(
     images: ImageSet | None = None,
     *,
     method: str | Method | None = None,
+    public: ImageSet | PublicGenerator | None = None,
     seed: int = 0,
     witnesses: Sequence[str | Method] = WITNESSES,
     max_accuracy_drop: float = 0.05,
@@ -144,14 +156,17 @@ def clean(
 
     Without ``method``, a classifier in which nothing is found comes back as an unchanged copy, and
     one with a suspected class is repaired by the witness that found it. With one, it is always
-    repaired. A method that needs nothing is given no image: all that there are judge its work, and
-    without any there is no scan, and what it measured itself is told instead.
+    repaired. A method that needs nothing, or public images, is given no image of the task: all that
+    there are judge its work, and without any there is no scan, and what it measured itself is told
+    instead.
 
     Args:
         classifier: the suspect; it stays as it is. Without images it needs an ``input_size``.
         images: labelled clean images; a fifth of each class is kept from the repair and judges it.
-            For a method that needs nothing they may lack labels, or be None.
+            For a method that needs nothing, or public images, they may lack labels, or be None.
         method: a method, or its name for its default settings.
+        public: for a method that needs them, images of something else than the task, of the
+            network's size, whose labels are not used, or a generator that was trained on such.
         seed: of everything drawn at random.
         witnesses: the methods that look, before and after the repair.
         max_accuracy_drop: largest loss of held-out accuracy, in [0, 1], of an accepted repair;
@@ -170,13 +185,18 @@ def clean(
         raise InputError(f"max_accuracy_drop is {max_accuracy_drop}; expected a share in [0, 1]")
     chosen = methods.get(method)() if isinstance(method, str) else method
     looking = find_witnesses(witnesses)
-    check_needs(chosen, has_images=images is not None)
-    if images is not None and not (chosen is not None and is_data_free(chosen)):
+    check_needs(chosen, has_images=images is not None, has_public=public is not None)
+    if images is not None and not (chosen is not None and takes_no_task_image(chosen)):
         images.require_labels("cleaning")
+    if public is not None:
+        check_public(public, classifier, images)
+    if isinstance(public, ImageSet):
+        public = ImageSet(public.images, notices=public.notices, names=public.names)
     finding, unseen = _look(classifier, images, looking, seed, progress)
     evidence = finding.evidence if finding else ()
     record = describe(classifier, images, seed) | {
         "kind": "clean",
+        "public": public_record(public),
         "scan": finding and finding.record,
         "skipped": unseen,
     }
@@ -192,13 +212,17 @@ def clean(
         chosen, reason = _repair_for(finding, looking, classifier.classes)
     elif is_data_free(chosen):
         reason = "It was asked for; it takes no image."
-    repair, judges = _repair(chosen, classifier, images, seed, progress)
+    elif takes_public(chosen):
+        reason = "It was asked for; it takes no image of the task."
+    repair, judges = _repair(chosen, classifier, images, public, seed, progress)
     judged = judge_repair(classifier, repair, judges, max_accuracy_drop=max_accuracy_drop)
     front = wrapped(classifier, repair.classifier)
     rescan, again = None, ""
     if images is not None and finding is not None:
         rescan, again = _look_again(repair.classifier, images, looking, seed, front is not None)
-    unread = images.notices if images is not None and finding is None else ()
+    unread = list(images.notices) if images is not None and finding is None else []
+    if isinstance(public, ImageSet):
+        unread += [f"Public images: {line}" for line in public.notices]
     total, judging = (0 if s is None else len(s) for s in (images, judges))
     record |= judged.record | {
         "accepted": judged.accepted,
@@ -217,16 +241,38 @@ def clean(
     return Repair(repair.classifier, record, evidence, repair.synthetic)
 
 
-def check_needs(method: Method | None, *, has_images: bool) -> None:
-    """Refuses to clean without images by a method, or a choice of one, that needs them."""
+def check_needs(method: Method | None, *, has_images: bool, has_public: bool) -> None:
+    """Refuses a method, or a choice of one, without what it needs or with what it does not take.
+
+    Raises:
+        InputError: there are no images and they are needed, the same for public images, or there
+            are public images that nobody takes.
+    """
+    who = "choosing a method" if method is None else f"the method {method.name!r}"
+    if method is not None and takes_public(method):
+        if not has_public:
+            raise InputError(
+                f"{who} needs public images, which may show anything but the task; give some "
+                "(--public), or a generator that was trained on such (--generator)"
+            )
+        return
+    if has_public:
+        raise InputError(
+            f"{who} takes no public images and no generator; leave out --public and --generator, "
+            f"or give a method that takes them (--method): {_needing('public images')}"
+        )
     if has_images or (method is not None and is_data_free(method)):
         return
-    who = "choosing a method" if method is None else f"the method {method.name!r}"
-    free = [name for name in methods.names() if methods.get(name).needs == "nothing"]
     raise InputError(
         f"no images were given, and {who} needs labelled clean images; give them (--images), or a "
-        f"method that needs nothing (--method): {', '.join(free) or 'none is there'}"
+        f"method that needs nothing (--method): {_needing('nothing')}"
     )
+
+
+def _needing(what: Needs) -> str:
+    """The names of the methods that need just that."""
+    found = [name for name in methods.names() if methods.get(name).needs == what]
+    return ", ".join(found) or "none is there"
 
 
 def _look(
@@ -239,7 +285,9 @@ def _look(
     """The scan before a repair, or why there is none: a repair without images needs none."""
     check_runs(classifier, images)
     if images is None:
-        return None, ["The model was not scanned: a scan needs clean images, and none were given."]
+        return None, [
+            "The model was not scanned: a scan needs clean images of the task, and none were given."
+        ]
     try:
         return scan(classifier, images, seed=seed, witnesses=witnesses, progress=progress), []
     except InputError as error:
@@ -252,12 +300,18 @@ def _repair(
     method: Method,
     classifier: Classifier,
     images: ImageSet | None,
+    public: ImageSet | PublicGenerator | None,
     seed: int,
     progress: Progress,
 ) -> tuple[Repair, ImageSet | None]:
     """A repair, and the images that took no part in it."""
     if is_data_free(method):
         return method.remove(classifier, None, seed=seed, progress=progress), images
+    if takes_public(method):
+        assert public is not None  # noqa: S101 (``check_needs``)
+        if isinstance(public, PublicGenerator):
+            public = public.to(classifier.device)
+        return method.remove(classifier, public, seed=seed, progress=progress), images
     assert images is not None  # noqa: S101 (``check_needs``)
     fit_part, held_out = images.split(1 - HELD_OUT, seed=seed)
     if not len(held_out):

@@ -1,10 +1,12 @@
-"""Who repaired a network and what that changed, as the report and the JSON file show it."""
+"""Who repaired a network, with what, and what that changed, as the report and the JSON show it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from bezoar.classifier import Classifier
+from bezoar.generators.public_generator import PublicGenerator
+from bezoar.images import ImageSet
 from bezoar.methods import Method
 from bezoar.networks.purified import Purified
 
@@ -17,6 +19,21 @@ def method_record(method: Method, reason: str) -> dict[str, Any]:
         "paper": method.paper,
         "reason": reason,
         "configuration": method.configuration(),
+    }
+
+
+def public_record(public: ImageSet | PublicGenerator | None) -> dict[str, Any] | None:
+    """What the user had instead of images of the task; None for nothing."""
+    if public is None:
+        return None
+    if isinstance(public, ImageSet):
+        return {"kind": "images", "count": len(public), "sha256": public.sha256()}
+    return {
+        "kind": "generator",
+        "latent": public.latent,
+        "apart": public.apart,
+        "independence": public.independence,
+        "origin": dict(public.origin),
     }
 
 

@@ -26,9 +26,10 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
         tasks: dict[str, Any] = {}
 
         def show(what: str, share: float) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=1.0)
-            bar.update(tasks[what], completed=share)
+            name = what.partition(" (")[0]  # what is in brackets changes, such as losses
+            if name not in tasks:
+                tasks[name] = bar.add_task(what, total=1.0)
+            bar.update(tasks[name], completed=share, description=what)
 
         yield show
 

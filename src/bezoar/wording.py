@@ -6,9 +6,27 @@ verdict, the record and the report are the same for all; what was seen is said i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 UNMEASURED = "Repaired, accuracy not measured"  # how the outcome begins, and the report's heading
+
+
+def measured_on(repair: Mapping[str, Any]) -> tuple[str, str]:
+    """What a method measured its own work on: images and triggers, both in the plural.
+
+    Args:
+        repair: the method's record; ``measured_on`` in it has the keys ``images`` and ``triggers``
+            where the words that fit a method without any data do not fit.
+
+    >>> measured_on({"measured_on": {"images": "fresh generated images"}})
+    ('fresh generated images', 'generated triggers')
+    """
+    given = repair.get("measured_on")
+    words = given if isinstance(given, Mapping) else {}
+    images, triggers = words.get("images"), words.get("triggers")
+    return str(images or "synthetic images"), str(triggers or "generated triggers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
 from bezoar.methods import (
     DHBE,
+    IBAU,
     RNP,
     TAC,
     BtiDbf,
@@ -36,6 +37,7 @@ from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion
 from bezoar.methods.bti_dbf_purifying import Purifying
 from bezoar.methods.bti_dbf_unlearning import GeneratedUnlearning
+from bezoar.methods.i_bau_unlearning import PatternUnlearning
 from bezoar.methods.method import Needs
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.rnp_pruning import Pruning
@@ -43,6 +45,7 @@ from bezoar.methods.rnp_recovering import Recovering
 from bezoar.methods.rnp_tuning import Tuning
 from bezoar.methods.rnp_unlearning import Unlearning
 from bezoar.methods.synthesis import Synthesis
+from bezoar.methods.universal_pattern import Ascent
 from bezoar.records import to_json
 from bezoar.training import Recipe, fit
 
@@ -98,6 +101,20 @@ ROWS = {
             recalibration=2,
             synthesis=Synthesis(steps=20, batch_size=32, width=8),
         ),
+        only_clean_images=False,
+    ),
+    "i-bau": Row(
+        lambda: IBAU(
+            ascent=Ascent(steps=5, batch_size=32),
+            unlearning=PatternUnlearning(steps=2, batch_size=32),
+            rounds=1,
+        ),
+        full=lambda: IBAU(
+            ascent=Ascent(radius=0.36),
+            unlearning=PatternUnlearning(strengths="full"),
+        ),
+        why="of 8x8 pixels a trigger is a larger part than of a photograph: the default radius "
+        "does not reach it, and the weaker forms of a pattern even less",
         only_clean_images=False,
     ),
     "neural-cleanse": Row(

@@ -1,3 +1,4 @@
+import copy
 import html as html_module
 import json
 import math
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from public_methods import TOLD
 
 from bezoar.errors import InputError
 from bezoar.report import Picture, render, write
@@ -490,11 +492,14 @@ def _places(record, prefix=()):
 
 
 @SETTINGS
-@given(data=st.data(), kind=st.sampled_from(["scan", "several", "clean", "demo"]))
+@given(data=st.data(), kind=st.sampled_from(["scan", "several", "clean", "public", "demo"]))
 def test_any_field_may_be_missing_or_odd(make_record, with_patches, data, kind):
-    record = make_record("scan" if kind == "several" else kind, 3)
+    record = make_record({"several": "scan", "public": "clean"}.get(kind, kind), 3)
     if kind == "several":
         record = with_patches(record)
+    if kind == "public":
+        given = {"kind": "images", "source": "streets/", "count": 4000, "sha256": "ab" * 32}
+        record |= {"public": given, "repair": copy.deepcopy(TOLD)}
     places = [place for place in _places(record) if place != ("kind",)]
     for place in data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=6)):
         holder = record

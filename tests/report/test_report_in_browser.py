@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from public_methods import TOLD
 from torch import nn
 
 from bezoar.classifier import Classifier
@@ -23,6 +24,7 @@ PAGES = [
     ("scan", 1000),
     ("clean", 43),
     ("no images", 10),
+    ("public images", 43),
     ("demo", 10),
 ]
 
@@ -43,7 +45,7 @@ def address(make_record, with_patches, picture, tmp_path, request):
     kind, classes = request.param
     several = kind == "several"
     votes = kind == "votes"
-    alone = kind == "no images"
+    alone = kind in ("no images", "public images")
     record = make_record("scan" if several or votes else "clean" if alone else kind, classes)
     if alone:
         unknown = ("images", "scan", "rescan", "before", "after", "agreement", "accuracy_drop")
@@ -51,6 +53,10 @@ def address(make_record, with_patches, picture, tmp_path, request):
         share = {"value": 0.9, "low": 0.88, "high": 0.91, "count": 2000}
         moved = {"before": share, "after": share}
         record["repair"] = {"agreement": {"synthetic": share}, "insensitivity": moved}
+    if kind == "public images":
+        search = TOLD["inversion"] | {"per_class": list(range(classes)), "short": [0, 1, 2]}
+        record["repair"] = TOLD | {"inversion": search}
+        record["public"] = {"kind": "generator", "source": "/generators/" + "deep/" * 40 + "g.toml"}
     if several:
         record = with_patches(record)
     if votes:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bezoar.commands.inputs import load
+from bezoar.commands.inputs import check_public_options, load, open_public
 from bezoar.commands.lists import flat
-from bezoar.commands.options import FOUND, OK, ModelMaybeOnImages
+from bezoar.commands.options import FOUND, OK, ModelMaybeOnImages, PublicImages
 from bezoar.commands.outputs import (
     add_sources,
     check_outputs,
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clean(ModelMaybeOnImages):
+class Clean(ModelMaybeOnImages, PublicImages):
     """Cleaned weights and a report.
 
     Without --method the model is scanned first: nothing found leaves it untouched, a suspected
-    class is repaired. A --method that needs nothing takes no --images; then accuracy is not
-    measured.
+    class is repaired. A --method that needs nothing, or public images (--public or --generator),
+    takes no --images; then accuracy is not measured.
 
     Exit code 0: done. 1: the repair costs too much accuracy, or is plainly ruined, and was not
     written. 2: input not usable.
@@ -44,7 +44,8 @@ class Clean(ModelMaybeOnImages):
         method: which method; see `bezoar methods`.
         scan_methods: who looks, before and after the repair.
         preset: published takes the paper's settings instead of ours.
-        set: hyper-parameters as name=value, such as beta=2 recipe.epochs=10.
+        set: hyper-parameters as name=value, such as beta=2 recipe.epochs=10; where several values
+            are taken, with commas between them.
         max_accuracy_drop: points of held-out accuracy, out of 100, that a repair may cost.
         force: write the repair even if it costs more.
         report: write the HTML report to this file; by default beside the output.
@@ -72,9 +73,14 @@ class Clean(ModelMaybeOnImages):
                 f"--max-accuracy-drop is {self.max_accuracy_drop:g}; expected points from 0 to 100"
             )
         method = _method(self.method, self.preset, self.set)
-        pipeline.check_needs(method, has_images=self.images is not None)
+        check_public_options(self)
+        source = self.public_source
+        pipeline.check_needs(
+            method, has_images=self.images is not None, has_public=source is not None
+        )
         witnesses = pipeline.find_witnesses(self.scan_methods)
-        loaded, images = load(self, outputs=(self.out, self.export, report, self.json))
+        outputs = (self.out, self.export, report, self.json)
+        loaded, images = load(self, outputs=outputs, inputs=() if source is None else (source,))
         before = loaded.classifier.network
         shape = input_of(loaded.classifier, images)
         purified = isinstance(before, Purified) or (method is not None and method.purifies)
@@ -86,11 +92,13 @@ class Clean(ModelMaybeOnImages):
         if self.export is not None:
             loaded.classifier.trace(shape)
             intake.check_exportable(before, shape, self.export, loaded.weights)
+        public = open_public(self, shape=shape, device=loaded.classifier.device, outputs=outputs)
         with progress_bar(self.silent) as progress:
             repair = pipeline.clean(
                 loaded.classifier,
                 images,
                 method=method,
+                public=public,
                 witnesses=witnesses,
                 seed=self.seed,
                 max_accuracy_drop=self.max_accuracy_drop / 100,
@@ -100,6 +108,8 @@ class Clean(ModelMaybeOnImages):
         add_sources(record, loaded, self.images)
         if record["scan"] is not None:
             add_sources(record["scan"], loaded, self.images)
+        if record["public"] is not None:
+            record["public"]["source"] = source
         if record["accepted"] or self.force:
             record["output"] = self._write(loaded, repair.classifier.network, shape)
             record["written"], record["forced"] = True, not record["accepted"]
@@ -110,9 +120,10 @@ class Clean(ModelMaybeOnImages):
                 print_scan(record["scan"])
             for line in (*record["skipped"], record["outcome"]):
                 print(line)
-            flags = record.get("repair", {}).get("flags", [])
-            for note in flags if record["scan"] else record["notices"]:
-                print(f"Note: {note}")
+            told = record["scan"]["notices"] if record["scan"] else ()
+            for note in record["notices"]:
+                if note not in told:
+                    print(f"Note: {note}")
             print_cost(record)
             print(f"Weights: {self.out}" if record["written"] else "No weights were written.")
             for what in ("source", "export"):
@@ -163,7 +174,10 @@ def _method(
         if not equals or not isinstance(place, dict) or last not in place:
             known = ", ".join(key for key, _ in flat(values))
             raise InputError(f"--set {setting}: expected name=value with one of {known}")
-        place[last] = None if text.lower() == "none" else text
+        if isinstance(place[last], tuple | list):
+            place[last] = text.split(",") if text else []
+        else:
+            place[last] = None if text.lower() == "none" else text
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from bezoar.commands.options import Model, ModelMaybeOnImages, ModelOnImages, OneModel
+from bezoar.commands.options import (
+    Model,
+    ModelMaybeOnImages,
+    ModelOnImages,
+    OneModel,
+    PublicImages,
+)
 from bezoar.commands.outputs import check_outputs
 from bezoar.errors import InputError
 from bezoar.screen import progress_bar
 
 if TYPE_CHECKING:
+    import torch
+
+    from bezoar.generators.public_generator import PublicGenerator
     from bezoar.images import ImageSet
     from bezoar.intake import LoadedModel
 
@@ -23,23 +32,38 @@ def given_facts(model: Model) -> dict[str, Any]:
 
 @overload
 def load(
-    command: ModelOnImages, *, outputs: tuple[Path | str | None, ...]
+    command: ModelOnImages,
+    *,
+    outputs: tuple[Path | str | None, ...],
+    inputs: tuple[Path | str, ...] = (),
 ) -> tuple[LoadedModel, ImageSet]: ...
 
 
 @overload
 def load(
-    command: ModelMaybeOnImages, *, outputs: tuple[Path | str | None, ...]
+    command: ModelMaybeOnImages,
+    *,
+    outputs: tuple[Path | str | None, ...],
+    inputs: tuple[Path | str, ...] = (),
 ) -> tuple[LoadedModel, ImageSet | None]: ...
 
 
 def load(
-    command: ModelOnImages | ModelMaybeOnImages, *, outputs: tuple[Path | str | None, ...]
+    command: ModelOnImages | ModelMaybeOnImages,
+    *,
+    outputs: tuple[Path | str | None, ...],
+    inputs: tuple[Path | str, ...] = (),
 ) -> tuple[LoadedModel, ImageSet | None]:
-    """The model and the images of a command, after a look at where its outputs shall go."""
+    """The model and the images of a command, after a look at where its outputs shall go.
+
+    Args:
+        command: with the model and the images.
+        outputs: neither the model, its weights, the images nor ``inputs`` may be among them.
+        inputs: what else the command reads.
+    """
     if command.limit is not None and command.limit < 1:
         raise InputError(f"--limit is {command.limit}; expected at least 1")
-    given = () if command.images is None else (command.images,)
+    given = inputs if command.images is None else (command.images, *inputs)
     loaded = load_model(command, outputs=outputs, inputs=given)
     if command.images is None:
         return loaded, None
@@ -91,3 +115,54 @@ def open_images(
             classes=classes,
             progress=lambda done, total: progress("reading images", done / max(total, 1)),
         )
+
+
+def check_public_options(command: PublicImages) -> None:
+    """Refuses options that cannot be meant."""
+    if command.public is not None and command.generator is not None:
+        raise InputError(
+            "--public and --generator are both given; give one of them: public images, or a "
+            "generator that was trained on such"
+        )
+    if command.public_limit is not None and command.public_limit < 1:
+        raise InputError(f"--public-limit is {command.public_limit}; expected at least 1")
+
+
+def open_public(
+    command: PublicImages,
+    *,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    outputs: tuple[Path | str | None, ...],
+) -> ImageSet | PublicGenerator | None:
+    """What the user has in the place of images of the task.
+
+    Args:
+        command: names it.
+        shape: channels, height and width that the model takes.
+        device: where a generator goes.
+        outputs: the weights of a generator may not be among them.
+    """
+    from bezoar.generators.generator_files import load_generator
+    from bezoar.images import ImageSet
+
+    if command.generator is not None:
+        generator = load_generator(command.generator, device=device)
+        check_outputs(*outputs, inputs=(generator.origin["file"]["weights"],))
+        return generator
+    if command.public is None:
+        return None
+    try:
+        with progress_bar(command.silent) as progress:
+            public = ImageSet.open(
+                command.public,
+                channels=shape[0],
+                size=shape[1:],
+                resize=command.public_resize,
+                progress=lambda done, total: progress("reading images", done / max(total, 1)),
+            )
+    except InputError as error:  # the reader knows only the option of other images
+        raise InputError(str(error).replace("--resize", "--public-resize")) from error
+    if command.public_limit is not None and command.public_limit < len(public):
+        public = public.sample(command.public_limit, seed=command.seed)
+    return public

@@ -94,7 +94,32 @@ class ModelMaybeOnImages(OneModel, Reading):
 
     Attributes:
         images: a folder with one sub-folder per class, a flat folder, a parquet file or an .npz;
-            only a method that needs nothing does without.
+            only a method that needs nothing, or public images, does without.
     """
 
     images: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicImages(Common):
+    """What a command may take in the place of images of the task.
+
+    Attributes:
+        public: images of anything but the task, in the same forms as --images; for a method that
+            needs public images. It sees no labels of them.
+        generator: instead of these, a generator that was trained on such images; a .toml.
+        public_resize: crop and stretch make public images fit the model; none refuses those of
+            another size.
+        public_limit: draw at most so many of the public images, in equal shares of each class, if
+            they have any; by default all.
+    """
+
+    public: str | None = None
+    generator: Path | None = None
+    public_resize: Literal["none", "stretch", "crop"] = "crop"
+    public_limit: int | None = None
+
+    @property
+    def public_source(self) -> str | None:
+        """The one that was given."""
+        return self.public if self.generator is None else str(self.generator)

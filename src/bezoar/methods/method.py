@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.recovered import Recovered
@@ -79,8 +80,9 @@ class Repair:
         classifier: a new one; the one that was given is as it was.
         record: what was decided and measured, JSON-able.
         evidence: what the scan before the repair saw; empty where there was none.
-        synthetic: some of the images that the method made up to work on, with the original's
-            answers as labels; None where it made none.
+        synthetic: some of the images that the method made up, or found, to work on, with the
+            original's answers, or the classes they were made for, as labels; None where it made
+            none.
     """
 
     classifier: Classifier
@@ -94,8 +96,11 @@ class Method(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Its fields are the hyper-parameters of its paper. It overrides ``remove``, and ``inspect`` where
     the paper finds the target class. Neither can be given a trigger, a stamped image or test data:
-    there is no parameter for them. A method that needs nothing declares ``remove`` with ``clean:
-    ImageSet | None = None``; ``clean`` of the pipeline gives it None, whatever the user has.
+    there is no parameter for them. Two kinds of methods are never given an image of the task,
+    whatever the user has: one that needs nothing declares ``remove`` with ``clean: ImageSet | None
+    = None`` and gets None; one that needs public images, of anything else than the task, declares
+    ``public: ImageSet | PublicGenerator`` in the place of ``clean`` and gets these images without
+    labels, or a generator that was trained on such.
     """
 
     name: ClassVar[str] = ""
@@ -156,6 +161,30 @@ class DataFree(Protocol):
 def is_data_free(method: Method) -> TypeGuard[DataFree]:
     """Whether ``method`` repairs without an image, as its ``needs`` says."""
     return method.needs == "nothing"
+
+
+class FromPublic(Protocol):
+    """A method that repairs with images of something else than the task."""
+
+    def remove(
+        self,
+        classifier: Classifier,
+        public: ImageSet | PublicGenerator,
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> Repair:
+        """Returns a repaired copy of ``classifier``."""
+
+
+def takes_public(method: Method) -> TypeGuard[FromPublic]:
+    """Whether ``method`` repairs with public images, as its ``needs`` says."""
+    return method.needs == "public images"
+
+
+def takes_no_task_image(method: Method) -> bool:
+    """Whether all images of the task are left to judge what ``method`` does."""
+    return is_data_free(method) or takes_public(method)
 
 
 def check_target_class(target: int | None, classifier: Classifier) -> None:

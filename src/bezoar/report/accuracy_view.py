@@ -10,7 +10,7 @@ from bezoar.report.charts import IntervalChart, Share, interval_chart
 
 # What a repair was judged on, where that was no labelled images: why there is no accuracy.
 UNLABELLED = {
-    "no images": "no clean image was given.",
+    "no images": "no clean image of the task was given.",
     "unlabelled images": "the clean images have no labels.",
 }
 

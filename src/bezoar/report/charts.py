@@ -103,7 +103,7 @@ class IntervalRow:
 
 @dataclass(frozen=True)
 class IntervalChart:
-    """Shares with intervals, one below the other; ``limit`` is a line through the first rows."""
+    """Shares with whiskers, one below the other; ``limit`` is a line through the first rows."""
 
     title: str
     caption: str
@@ -111,6 +111,7 @@ class IntervalChart:
     ticks: list[Tick]
     limit: float | None
     limit_rows: int
+    whiskers: str
 
 
 def interval_chart(
@@ -120,6 +121,7 @@ def interval_chart(
     *,
     limit: float | None = None,
     limit_rows: int = 0,
+    whiskers: str = "95 % intervals",
 ) -> IntervalChart | None:
     """Draws named shares on one axis of per cent, zoomed to where they are."""
     shown = [
@@ -149,7 +151,8 @@ def interval_chart(
         for label, share in shares
     ]
     line = None if limit is None else axis.at(limit)
-    return IntervalChart(title, caption, rows, axis.ticks(as_percent=True), line, limit_rows)
+    ticks = axis.ticks(as_percent=True)
+    return IntervalChart(title, caption, rows, ticks, line, limit_rows, whiskers)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,19 @@ _SYNTHETIC_WORDS = {
     "Generated triggers": "Changes of an image that the method made up to find what the model is "
     "sensitive to. The attacker's trigger need not be among them.",
 }
+_MATERIAL_WORDS = {
+    "Public images": "Images of anything but the model's task. Their labels are not used.",
+    "Generator": "A network that makes images of random numbers, trained on public images.",
+    "Inversion": "A search, led by the model itself, for images that it is sure about.",
+    "Stability score": "How probable the class of an image stays when the image, or the model's "
+    "weights, are changed a little at random.",
+    "Unnaturalness": "How little an image resembles the public ones, in the eyes of the network "
+    "that taught the generator, or how unusual its random numbers are. It has no unit.",
+    "Shuffling test": "Layers of the model get their channels in random order, which destroys what "
+    "an image shows. An image that keeps its label may hold a shortcut, such as a trigger.",
+    "Recovered pattern": "One change, the same for all images, that the method found to change the "
+    "model's answers. The attacker's trigger need not be like it.",
+}
 _SYNTHESIS_WORDS = {
     "Synthetic images": "Images that a generator made while the network alone taught it, without "
     "any data. Each stands with the class that the network answers.",
@@ -53,7 +66,9 @@ def glossary(
     entries = dict(_GLOSSARY)
     if repair:
         entries |= _REPAIR_WORDS
-    if repair and repair.synthetic:
+    if repair and repair.material.told:
+        entries |= _MATERIAL_WORDS
+    elif repair and repair.synthetic:
         entries |= _SYNTHETIC_WORDS
     if twin_attack or (repair and repair.attack):
         entries |= _ATTACK_WORDS

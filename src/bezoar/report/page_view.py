@@ -179,10 +179,24 @@ def _provenance(record: Mapping[str, Any], repair: Repair | None) -> list[Figure
         ("Clean images", fields.text(images.get("source")) if images else _none(record)),
         ("Number of images", "" if count is None else words.count(count) + _spread(images)),
         ("SHA-256 of the images", fields.text(images.get("sha256"))),
+        *_public(record.get("public")),
         ("Time", _times(record.get("seconds"))),
     ]
     output = repair.output if repair else []
     return _present(pairs) + output
+
+
+def _public(given: Any) -> list[tuple[str, str]]:
+    """What the user had in the place of images of the task."""
+    public = fields.mapping(given)
+    source, count = fields.text(public.get("source")), fields.number(public.get("count"))
+    if fields.text(public.get("kind")) == "generator":
+        return [("Generator", source)]
+    return [
+        ("Public images", source),
+        ("Number of public images", "" if count is None else words.count(count)),
+        ("SHA-256 of the public images", fields.text(public.get("sha256"))),
+    ]
 
 
 def _present(pairs: Sequence[tuple[str, str]]) -> list[Figure]:

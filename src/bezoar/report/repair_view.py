@@ -24,6 +24,8 @@ from bezoar.report.charts import (
     bars,
     curve,
 )
+from bezoar.report.material_view import Material, read_material
+from bezoar.report.rounds_view import rounds_in_words
 from bezoar.report.scan_view import Figure, Scan, read_scan
 from bezoar.report.synthetic_view import read_synthetic, synthetic_figures
 from bezoar.wording import UNMEASURED
@@ -93,6 +95,8 @@ class Repair:
     more_changes: list[Bar]
     unlisted: int
     curves: list[Curve]
+    rounds: str
+    material: Material
     attack: Attack | None
     output: list[Figure]
 
@@ -103,6 +107,8 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
     if not repair:
         return None
     names_from = repair if fields.mapping(repair.get("model")) else (outer or {})
+    names = fields.items(fields.mapping(names_from.get("model")).get("classes"))
+    own = fields.mapping(repair.get("repair"))
     scan = read_scan(repair.get("scan"), names_from)
     rescan = read_scan(repair.get("rescan"), names_from)
     drop = fields.number(repair.get("accuracy_drop"))
@@ -126,13 +132,15 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
         method=_method(repair.get("method")),
         accuracy=read_accuracy(repair, most),
         unmeasured=unmeasured(repair),
-        synthetic=read_synthetic(repair.get("repair")),
+        synthetic=read_synthetic(own),
         drop=drop_in_words(drop, most),
         wrapped=_wrapped(repair, changes),
         changes=changes[:LARGEST_SHOWN],
         more_changes=changes[LARGEST_SHOWN:MOST_TENSORS],
         unlisted=max(len(changes) - MOST_TENSORS, 0),
         curves=_curves(repair.get("curves")),
+        rounds=rounds_in_words(own.get("rounds"), names),
+        material=read_material(own, repair.get("public"), names),
         attack=attack,
         output=_output(repair.get("output")),
     )

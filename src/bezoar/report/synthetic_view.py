@@ -1,4 +1,4 @@
-"""What a method measured on images that it made up, as the page shows it."""
+"""What a method measured on images of its own, or on public ones, as the page shows it."""
 
 from __future__ import annotations
 
@@ -7,41 +7,46 @@ from typing import Any
 from bezoar.report import fields
 from bezoar.report.charts import IntervalChart, Share, interval_chart
 from bezoar.report.scan_view import Figure
-
-_CAPTION = (
-    "Measured on synthetic images: how often the old and the new model agree, and the share of "
-    "answers that generated triggers change, before and after. These are neither images of the "
-    "task nor the attacker's trigger."
-)
+from bezoar.wording import measured_on
 
 
 def read_synthetic(record: Any) -> IntervalChart | None:
-    """Agreement, and answers that generated triggers change; None where nothing was measured."""
+    """Agreement, and answers that the method's triggers change; None where nothing was measured."""
+    images, triggers = _words(record)
     same, before, after = _shares(record)
     rows = [
         ("Agreement", same),
         ("Changed before", before),
         ("Changed after", after),
     ]
+    caption = (
+        f"Measured on {images}: how often the old and the new model agree, and the share of "
+        f"answers that {triggers} change, before and after. These are neither images of the task "
+        "nor the attacker's trigger."
+    )
     return interval_chart(
-        "Agreement and changed answers, on synthetic images,",
-        _CAPTION,
+        f"Agreement and changed answers, on {images},",
+        caption,
         [(label, share) for label, share in rows if share.value is not None],
     )
 
 
 def synthetic_figures(record: Any) -> list[Figure]:
     """The same as key figures."""
+    images, triggers = _words(record)
     same, before, after = _shares(record)
     figures = []
     if same.value is not None:
-        note = "same answer before and after, on synthetic images"
-        figures.append(Figure("Synthetic agreement", same.words, note))
+        figures.append(Figure(f"Agreement on {images}", same.words, "same answer before and after"))
     if before.value is not None or after.value is not None:
         change = f"{before.words} → {after.words}"
-        note = "of synthetic images change their class"
-        figures.append(Figure("Under generated triggers", change, note))
+        figures.append(Figure(f"Under {triggers}", change, f"of {images} change their class"))
     return figures
+
+
+def _words(record: Any) -> tuple[str, str]:
+    images, triggers = measured_on(fields.mapping(record))
+    return fields.text(images, 80), fields.text(triggers, 80)
 
 
 def _shares(record: Any) -> tuple[Share, Share, Share]:
