@@ -4,7 +4,8 @@
 
 Every arm gets the same number of images and the same removal; only where they come from differs:
 
-- ``real``: clean images of the task with their true labels, what no user of FreD has.
+- ``real``: clean images of the task with their true labels, what no user of FreD has; ``real,
+  implicit term``: the same with K = 5 in I-BAU, which the default leaves out.
 - ``inverted``: samples of the whole objective, alone; ``no parameter stability``, ``no input
   stability``, ``no stability`` and ``class only`` (no prior, no selection either) leave terms out.
 - ``fred``: the default where public images are given: ``inverted``, and as many public images that
@@ -46,6 +47,7 @@ from bezoar.images import ImageSet
 from bezoar.methods import IBAU, FreD
 from bezoar.methods.fred_selection import Selection
 from bezoar.methods.fred_sources import Samples, accompanied, labelled
+from bezoar.methods.implicit_hypergradient import Implicit
 from bezoar.pools import open_pool
 from bezoar.records import to_json, write_text
 from bezoar.sample_checks import check_samples
@@ -59,6 +61,7 @@ UNSELECTED = Selection(least_score=-1.0, least_confidence=0.0, similarity=1.0, a
 
 Arm = Literal[
     "real",
+    "real, implicit term",
     "fred",
     "inverted",
     "no parameter stability",
@@ -151,7 +154,9 @@ def one(
     started, used = time.perf_counter(), time.process_time()
     known: dict[str, Any] = {}
     removal = IBAU()
-    if arm == "real":
+    if arm == "real, implicit term":
+        removal = IBAU(implicit=Implicit(terms=5))
+    if arm.startswith("real"):
         images = suspect.clean.sample(options.images, seed=seed)
     else:
         samples = gathered(suspect, arm, seed, options, generator, public)

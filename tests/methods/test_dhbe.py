@@ -47,6 +47,7 @@ def test_it_erases_the_backdoor_without_an_image(digits, repaired):
     assert after.asr <= 0.2 and after.acc >= before.acc - 0.05
 
 
+@pytest.mark.slow
 def test_without_the_second_game_the_backdoor_stays(digits):
     digits.planted.trace(digits.clean.shape)
     control = DHBE(insensitivity=0.0, probe=0).remove(digits.planted, seed=3)
@@ -64,7 +65,7 @@ def test_the_record_says_what_was_measured_instead(repaired):
     assert set(repaired.synthetic.labels.tolist()) == set(range(10))
 
 
-@pytest.mark.parametrize("side", [28, 48, 64, 96, 224])
+@pytest.mark.parametrize("side", [28, 48, 64, 96, pytest.param(224, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_it_takes_other_sizes_and_grey_images(side, channels):
     classifier = Classifier(

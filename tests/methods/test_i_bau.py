@@ -328,6 +328,28 @@ def test_a_round_looks_from_several_starts_and_learns_from_all(classifier, monke
     assert not torch.equal(played[0][0], played[0][1])
 
 
+@pytest.mark.parametrize(
+    ("slowing", "expected"), [(True, [1.0, 1.0, 1.0, 0.5]), (False, [1.0] * 4)]
+)
+def test_the_rate_falls_in_the_second_half(classifier, monkeypatch, slowing, expected):
+    paces = []
+
+    def count(self, patterns, *, pace=1.0):
+        paces.append(pace)
+
+    monkeypatch.setattr(PatternUnlearner, "play", count)
+    method = replace(MOMENT, rounds=4, slowing=slowing)
+    method.remove(classifier, images(), seed=0)
+    assert paces == pytest.approx(expected)
+
+
+def test_a_pace_is_a_share_of_the_learning_rate(classifier):
+    one = unlearner(classifier, images(), PatternUnlearning(steps=1, learning_rate=0.01))
+    one.parameters[0].requires_grad_(True)
+    one.play([torch.zeros(1, 8, 8)], pace=0.25)
+    assert [group["lr"] for group in one.optimizer.param_groups] == [0.0025]
+
+
 def test_what_judges_takes_no_part(classifier):
     """Other held-out images change what is measured, and nothing else."""
     clean, method = images(count=40), replace(MOMENT, held_out=0.25, shuffle=False)
