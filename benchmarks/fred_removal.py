@@ -5,7 +5,8 @@
 Every arm gets the same number of images and the same removal; only where they come from differs:
 
 - ``real``: clean images of the task with their true labels, what no user of FreD has; ``real,
-  implicit term``: the same with K = 5 in I-BAU, which the default leaves out.
+  implicit term``: the same with K = 5 in I-BAU, which the default leaves out; ``real, published``:
+  I-BAU's released notebooks, made for 5,000 images.
 - ``inverted``: samples of the whole objective, alone; ``no parameter stability``, ``no input
   stability``, ``no stability`` and ``class only`` (no prior, no selection either) leave terms out.
 - ``fred``: the default where public images are given: ``inverted``, and as many public images that
@@ -62,6 +63,7 @@ UNSELECTED = Selection(least_score=-1.0, least_confidence=0.0, similarity=1.0, a
 Arm = Literal[
     "real",
     "real, implicit term",
+    "real, published",
     "fred",
     "inverted",
     "no parameter stability",
@@ -156,6 +158,8 @@ def one(
     removal = IBAU()
     if arm == "real, implicit term":
         removal = IBAU(implicit=Implicit(terms=5))
+    elif arm == "real, published":
+        removal = IBAU.published() if suspect.data == "cifar10" else IBAU.published_gtsrb()
     if arm.startswith("real"):
         images = suspect.clean.sample(options.images, seed=seed)
     else:

@@ -119,11 +119,21 @@ def test_a_generator_is_loaded_and_told_of(clean, generator_file, tmp_path):
     assert f"Generator {generator_file}" in shown.text and "Public images" not in shown.headings
 
 
+def test_a_generator_and_public_images_go_together(clean, streets, generator_file):
+    code, _, _, record = clean("--generator", generator_file, "--public", streets)
+    assert code == 0
+    (given,) = Borrow.given
+    assert isinstance(given, PublicGenerator) and len(given.images) == 24
+    assert given.images.labels is None
+    told = record["public"]
+    assert told["kind"] == "generator" and told["images"]["count"] == 24
+    assert str(generator_file) in told["source"] and str(streets) in told["source"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), r"needs public images"),
-        (("--public", "streets", "--generator", "g.toml"), "are both given; give one"),
         (("--public", "streets", "--public-limit", "0"), "--public-limit is 0; expected at least"),
         (("--public", "streets", "--public-resize", "none"), "pass --public-resize"),
         (("--public", "nowhere"), "nowhere"),

@@ -101,6 +101,8 @@ def check_public(
         raise InputError(
             f"public is a {type(public).__name__}; expected an ImageSet or a PublicGenerator"
         )
+    if isinstance(public, PublicGenerator) and public.images is not None:
+        check_public(public.images, classifier, images)
     if isinstance(public, ImageSet) and not len(public):
         raise InputError("there are no public images; give some, of whatever they show")
     if public.shape != shape:

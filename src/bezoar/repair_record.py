@@ -34,6 +34,7 @@ def public_record(public: ImageSet | PublicGenerator | None) -> dict[str, Any] |
         "apart": public.apart,
         "independence": public.independence,
         "origin": dict(public.origin),
+        "images": public_record(public.images),
     }
 
 

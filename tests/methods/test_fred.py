@@ -1,5 +1,6 @@
 """FreD as a method: where its samples go, what is kept apart, what is told, what is refused."""
 
+import dataclasses
 import json
 import math
 
@@ -36,6 +37,7 @@ QUICK = FreD(
         unlearning=PatternUnlearning(steps=1, batch_size=16),
         rounds=1,
     ),
+    controls=(),
 )
 PUBLIC = "public images that took no part"
 GENERATED = "fresh generated images"
@@ -271,13 +273,26 @@ def test_settings_that_mean_nothing_are_refused(wrong):
         FreD(**wrong)
 
 
-@pytest.mark.parametrize("asked", [{"samples": "public"}, {"controls": ("random", "public")}])
-def test_public_images_are_asked_for_and_a_generator_was_given(
-    asked, digits, generator, monkeypatch
-):
+def test_public_images_are_asked_for_and_a_generator_was_given(digits, generator, monkeypatch):
     monkeypatch.setattr(FreD, "gather", never)
-    with pytest.raises(InputError, match="public images are asked for"):
-        replace(QUICK, **asked).remove(digits.planted, generator)
+    with pytest.raises(InputError, match="samples=public takes public images"):
+        replace(QUICK, samples="public").remove(digits.planted, generator)
+
+
+def test_without_public_images_there_is_no_control_of_these(digits, generator):
+    record = replace(QUICK, controls=("random", "public")).remove(digits.planted, generator).record
+    assert [control["samples"] for control in record["controls"]] == ["random"]
+
+
+def test_a_generator_that_brings_images_gives_samples_companions(
+    digits, generator, public, monkeypatch
+):
+    monkeypatch.setattr(fred, "train_generator", never)
+    both = dataclasses.replace(generator, images=public)
+    record = replace(QUICK, controls=("public",)).remove(digits.planted, both).record
+    assert record["inversion"]["companions"]["kept"] > 0
+    assert record["measured_on"]["images"] == PUBLIC
+    assert [control["samples"] for control in record["controls"]] == ["public"]
 
 
 @pytest.mark.parametrize("source", ["inverted", "random"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
+from public_digits import collage
 from torch import nn
 
 from bezoar import networks, pipeline, verdict
@@ -19,6 +20,7 @@ from bezoar.attacks import Attack
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
+from bezoar.generators import AdversarialTraining
 from bezoar.images import ImageSet
 from bezoar.methods import (
     DHBE,
@@ -28,15 +30,19 @@ from bezoar.methods import (
     BtiDbf,
     BtiDbfP,
     FineTuning,
+    FreD,
     Method,
     NeuralCleanse,
     Repair,
     methods,
+    takes_public,
 )
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion
 from bezoar.methods.bti_dbf_purifying import Purifying
 from bezoar.methods.bti_dbf_unlearning import GeneratedUnlearning
+from bezoar.methods.fred_selection import Selection
+from bezoar.methods.fred_settings import Inversion as SampleInversion
 from bezoar.methods.i_bau_unlearning import PatternUnlearning
 from bezoar.methods.method import Needs
 from bezoar.methods.neural_cleanse_schedule import Inversion
@@ -103,6 +109,45 @@ ROWS = {
         ),
         only_clean_images=False,
     ),
+    "fred": Row(
+        lambda: FreD(
+            count=20,
+            tried=1.0,
+            fresh=50,
+            controls=(),
+            training=AdversarialTraining(steps=2, width=4, latent=6, batch_size=8, flip=False),
+            inversion=SampleInversion(iterations=2, candidates=64),
+            selection=Selection(augmentations=1, perturbations=1),
+            removal=IBAU(
+                ascent=Ascent(steps=2, batch_size=16),
+                unlearning=PatternUnlearning(steps=1, batch_size=16),
+                rounds=1,
+            ),
+        ),
+        full=lambda: FreD(
+            count=200,
+            controls=(),
+            training=AdversarialTraining(
+                steps=140,
+                batch_size=32,
+                width=8,
+                latent=12,
+                learning_rate=2e-3,
+                critic_learning_rate=2e-3,
+                ema=0.9,
+                flip=False,
+            ),
+            inversion=SampleInversion(iterations=20, candidates=256),
+            selection=Selection(augmentations=2),
+            removal=IBAU(
+                ascent=Ascent(radius=0.36),
+                unlearning=PatternUnlearning(strengths="full", fraction=0.1),
+                rounds=6,
+            ),
+        ),
+        why="8x8 pixels need a smaller generator, and a larger pattern (as i-bau's row says)",
+        only_clean_images=False,
+    ),
     "i-bau": Row(
         lambda: IBAU(
             ascent=Ascent(steps=5, batch_size=32),
@@ -162,7 +207,8 @@ def repaired(digits):
     def get(name, which):
         if (name, which) not in known:
             method = (ROWS[name].full or methods.get(name))()
-            known[name, which] = method.remove(getattr(digits, which), digits.clean, seed=3)
+            material = collage(digits.train) if takes_public(method) else digits.clean
+            known[name, which] = method.remove(getattr(digits, which), material, seed=3)
         return known[name, which]
 
     return get

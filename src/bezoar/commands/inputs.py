@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -119,11 +120,6 @@ def open_images(
 
 def check_public_options(command: PublicImages) -> None:
     """Refuses options that cannot be meant."""
-    if command.public is not None and command.generator is not None:
-        raise InputError(
-            "--public and --generator are both given; give one of them: public images, or a "
-            "generator that was trained on such"
-        )
     if command.public_limit is not None and command.public_limit < 1:
         raise InputError(f"--public-limit is {command.public_limit}; expected at least 1")
 
@@ -144,18 +140,22 @@ def open_public(
         outputs: the weights of a generator may not be among them.
     """
     from bezoar.generators.generator_files import load_generator
+
+    images = None if command.public is None else _public_images(command, command.public, shape)
+    if command.generator is None:
+        return images
+    generator = load_generator(command.generator, device=device)
+    check_outputs(*outputs, inputs=(generator.origin["file"]["weights"],))
+    return replace(generator, images=images)
+
+
+def _public_images(command: PublicImages, source: str, shape: tuple[int, int, int]) -> ImageSet:
     from bezoar.images import ImageSet
 
-    if command.generator is not None:
-        generator = load_generator(command.generator, device=device)
-        check_outputs(*outputs, inputs=(generator.origin["file"]["weights"],))
-        return generator
-    if command.public is None:
-        return None
     try:
         with progress_bar(command.silent) as progress:
             public = ImageSet.open(
-                command.public,
+                source,
                 channels=shape[0],
                 size=shape[1:],
                 resize=command.public_resize,

@@ -107,7 +107,7 @@ class PublicImages(Common):
     Attributes:
         public: images of anything but the task, in the same forms as --images; for a method that
             needs public images. It sees no labels of them.
-        generator: instead of these, a generator that was trained on such images; a .toml.
+        generator: a generator that was trained on such images, so that none is trained; a .toml.
         public_resize: crop and stretch make public images fit the model; none refuses those of
             another size.
         public_limit: draw at most so many of the public images, in equal shares of each class, if
@@ -121,5 +121,6 @@ class PublicImages(Common):
 
     @property
     def public_source(self) -> str | None:
-        """The one that was given."""
-        return self.public if self.generator is None else str(self.generator)
+        """What was given; None where nothing was."""
+        given = [str(one) for one in (self.generator, self.public) if one is not None]
+        return " and ".join(given) or None

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from bezoar.device import seeded
 from bezoar.errors import InputError
+from bezoar.images import ImageSet
 
 _TOLERANCE = 1e-3  # of rounding, in pixel values: a quarter of a step of 8-bit images
 _TRIED = 4  # latent vectors
@@ -49,6 +50,8 @@ class PublicGenerator:
             there is none, as with autoencoders.
         apart: True: trained without the suspect network; False: with it; None: not known.
         origin: JSON-able: kind, settings, and the public images by number, hash and name.
+        images: public images beside it, of its shape, where the user has some; their labels are
+            dropped.
 
     Raises:
         InputError: a few latent vectors show that the networks do not do what is said above.
@@ -66,6 +69,7 @@ class PublicGenerator:
     critic: nn.Module | None = None
     apart: bool | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    images: ImageSet | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -73,6 +77,9 @@ class PublicGenerator:
             given = getattr(self, name)
             if given is not None:
                 object.__setattr__(self, name, copy.deepcopy(given).eval().requires_grad_(False))
+        if self.images is not None:
+            bare = ImageSet(self.images.images, notices=self.images.notices)
+            object.__setattr__(self, "images", bare)
         _try_out(self)
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:

@@ -68,15 +68,15 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         count: how many samples the removal gets, in equal shares of the classes.
         tried: how many are searched for each that is kept.
         companions: for each inverted sample, how many public images the removal learns from
-            besides, labelled by the suspect, where images and not a generator are given; 0 is the
-            paper's way.
+            besides, labelled by the suspect, where there are any; 0 is the paper's way.
         training: of the generator, where public images are given and none is.
         inversion: how samples are searched.
         selection: which are kept.
         pixels: how images are searched in pixels, where ``samples`` says so.
         removal: I-BAU's settings on these samples.
         controls: which of the other ``samples`` the same removal is repeated with; what comes out
-            is compared, and not used; controls have no companions.
+            is compared, and not used; controls have no companions. Without public images there is
+            no control of these.
         fresh: images, of no part in the removal, on which old and new network are compared.
     """
 
@@ -96,7 +96,7 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     selection: Selection = Selection()
     pixels: PixelInversion = PixelInversion()
     removal: IBAU = IBAU()
-    controls: tuple[Source, ...] = ()
+    controls: tuple[Source, ...] = ("public",)
     fresh: int = 512
 
     def __post_init__(self) -> None:
@@ -142,14 +142,13 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Args:
             classifier: the suspect, of a known input size; it stays as it is.
             public: images of something else than the task, in the classifier's size, whose labels
-                are not used; or a generator that was trained on such. With images, a generator is
-                trained first.
+                are not used; or a generator that was trained on such, with or without images. With
+                images alone, a generator is trained first.
             seed: of everything drawn at random.
             progress: called with what is done and its share.
 
         Raises:
-            InputError: public images are asked for and a generator was given, or the other way
-                round, or what the parts raise.
+            InputError: public images are asked for and there are none, or what the parts raise.
         """
         started = time.perf_counter()
         generator, kept_in, kept_out = self._public(classifier, public, seed, progress)
@@ -167,7 +166,7 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         removed = time.perf_counter()
         controls = []
         for source in self.controls:
-            if source == self.samples:
+            if source == self.samples or (source == "public" and kept_in is None):
                 continue
             other = msgspec.structs.replace(self, samples=source).gather(
                 classifier, generator, kept_in, seed=seed, progress=progress
@@ -230,9 +229,7 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         per_class = -(-self.count // classifier.num_classes)
         if self.samples == "public":
             if public is None:
-                raise InputError(
-                    "samples=public takes public images, and a generator was given; give images"
-                )
+                raise InputError("samples=public takes public images, and none were given")
             return fred_sources.labelled(classifier, public, per_class=per_class, seed=seed)
         if self.samples == "pixels":
             return fred_sources.in_pixels(
@@ -268,24 +265,25 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         progress: Progress,
     ) -> tuple[PublicGenerator | None, ImageSet | None, ImageSet | None]:
         """A generator if one is needed; public images to learn from, and others to compare on."""
-        asked = (self.samples, *self.controls)
-        if isinstance(public, PublicGenerator):
-            if "public" in asked:
-                raise InputError(
-                    "public images are asked for (samples or controls), and a generator was given; "
-                    "give images, or leave `public` out"
-                )
-            classifier.trace(public.shape)
-            return public.to(classifier.device), None, None
-        classifier.trace(public.shape)
-        unlabelled = ImageSet(public.images)
-        kept_out, kept_in = unlabelled.split(_KEPT_OUT, seed=seed)
-        generator = None
-        if not {"inverted", "random"}.isdisjoint(asked):
-            generator = train_generator(
-                kept_in, None, self.training, seed=seed, device=classifier.device, progress=progress
+        given = public if isinstance(public, PublicGenerator) else None
+        images = public if isinstance(public, ImageSet) else public.images
+        if self.samples == "public" and images is None:
+            raise InputError(
+                "samples=public takes public images, and only a generator was given; give images"
             )
-        return generator, kept_in, kept_out
+        classifier.trace(public.shape)
+        kept_out, kept_in = None, None
+        if images is not None:
+            kept_out, kept_in = ImageSet(images.images).split(_KEPT_OUT, seed=seed)
+        if given is not None:
+            return given.to(classifier.device), kept_in, kept_out
+        asked = {self.samples, *self.controls}
+        if kept_in is None or asked.isdisjoint({"inverted", "random"}):
+            return None, kept_in, kept_out
+        made = train_generator(
+            kept_in, None, self.training, seed=seed, device=classifier.device, progress=progress
+        )
+        return made, kept_in, kept_out
 
     def _flags(
         self, classifier: Classifier, samples: Samples, spread: Diversity | None

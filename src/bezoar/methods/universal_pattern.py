@@ -20,7 +20,7 @@ and often towards one class.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Self
@@ -134,20 +134,18 @@ def universal_ascent(
     Raises:
         InputError: the settings ask for labels and there are none.
     """
-    if settings.labels == "given":
-        labels = images.require_labels("this ascent")
-    else:
-        labels = answered(logits, images)
     device = images.images.device
     pattern = _start(images, settings, generator).requires_grad_()
     best, highest = torch.zeros_like(pattern), torch.tensor(-math.inf, device=device)
     step = _stepper(pattern, settings)
     seen: list[Tensor] = []
-    rows: Iterator[Tensor] = in_order(len(images), settings.batch_size)
     if settings.steps:
         # One batch more than there are steps: it judges the last pattern.
         drawn = endless_batches(len(images), settings.batch_size, generator)
-        rows = islice(drawn, settings.steps + 1)
+        rows = list(islice(drawn, settings.steps + 1))
+    else:
+        rows = list(in_order(len(images), settings.batch_size))
+    labels = _labels(logits, images, settings, torch.unique(torch.cat(rows)).to(device))
     for number, where in enumerate(rows):
         where = where.to(device)
         with torch.enable_grad():
@@ -168,6 +166,15 @@ def universal_ascent(
     if settings.projection == "end":
         found = settings.project(found)
     return Ascended(found, torch.stack(seen).tolist())
+
+
+def _labels(logits: Logits, images: ImageSet, settings: Ascent, seen: Tensor) -> Tensor:
+    """What the network must be led away from, (n,); -1 for images that are not ``seen``."""
+    if settings.labels == "given":
+        return images.require_labels("this ascent")
+    labels = torch.full((len(images),), -1, device=seen.device)
+    labels[seen] = answered(logits, images.subset(seen))
+    return labels
 
 
 def _start(images: ImageSet, settings: Ascent, generator: torch.Generator) -> Tensor:
