@@ -275,6 +275,11 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         kept_out, kept_in = None, None
         if images is not None:
             kept_out, kept_in = ImageSet(images.images).split(_KEPT_OUT, seed=seed)
+            if not len(kept_out) or not len(kept_in):
+                raise InputError(
+                    f"there are {len(images)} public images; give at least two, one to learn from "
+                    "and one to compare on"
+                )
         if given is not None:
             return given.to(classifier.device), kept_in, kept_out
         asked = {self.samples, *self.controls}
