@@ -47,7 +47,7 @@ BRIEF = (
     ),
     *("clean models", "backdoored models", "false alarms at 0.05", "class right"),
     *("auroc", "auroc against other classes", "flagged of clean", "flagged of stamped"),
-    *("case", "classes", "features", "images", "seconds", "ratio"),
+    *("case", "with", "classes", "features", "images", "images a minute", "seconds", "ratio"),
 )
 Row = dict[str, Any]
 

@@ -89,6 +89,7 @@ def test_a_generator_comes_as_it_is_and_the_record_says_what_it_is_worth(apart, 
     assert torch.equal(given(z), generator(z))
     assert record["public"] == {
         "kind": "generator",
+        "images": None,
         "latent": 5,
         "apart": apart,
         "independence": generator.independence,

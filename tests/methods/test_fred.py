@@ -279,6 +279,20 @@ def test_without_public_images_there_is_no_control_of_these(digits, generator):
     assert [control["samples"] for control in record["controls"]] == ["random"]
 
 
+def test_a_control_that_cannot_be_made_costs_no_repair(digits, public, monkeypatch):
+    gather = FreD.gather
+
+    def refuse(self, *given, **how):
+        if self.samples == "random":
+            raise InputError("there are too few")
+        return gather(self, *given, **how)
+
+    monkeypatch.setattr(FreD, "gather", refuse)
+    record = replace(QUICK, controls=("random", "public")).remove(digits.planted, public).record
+    assert [control["samples"] for control in record["controls"]] == ["public"]
+    assert any("could not be made: there are too few" in flag for flag in record["flags"])
+
+
 def test_a_generator_that_brings_images_gives_samples_companions(
     digits, generator, public, monkeypatch
 ):

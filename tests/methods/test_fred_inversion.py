@@ -282,7 +282,9 @@ def searched(digits):
     """Plain inversion, one with more weight on the class, and the stabilised one."""
     generator = digits_generator(digits.clean.images)
     labels = torch.arange(10).repeat(4)
-    plain = Inversion(iterations=40, candidates=0, input_weight=0, parameter_weight=0)
+    plain = Inversion(
+        iterations=40, learning_rate=0.02, candidates=0, input_weight=0, parameter_weight=0
+    )
     settings = {
         "start": but(plain, iterations=0),
         "plain": but(plain, candidates=128),

@@ -44,7 +44,7 @@ from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
 from bezoar.methods import fred_sources
 from bezoar.methods.channel_shuffling import convolutions, shuffling_test
-from bezoar.methods.fred_comparing import compared, control_sentence, with_pattern
+from bezoar.methods.fred_comparing import NAMES, compared, control_sentence, with_pattern
 from bezoar.methods.fred_selection import Selection
 from bezoar.methods.fred_settings import Inversion
 from bezoar.methods.fred_sources import Samples, Source
@@ -85,7 +85,7 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     paper: ClassVar[str] = "Chen et al. 2023, arXiv 2206.07018"
     needs: ClassVar[Needs] = "public images"
     layers: ClassVar[str] = "any"
-    cost: ClassVar[str] = "training a generator, once; 100 steps on 1,000 latent vectors; I-BAU"
+    cost: ClassVar[str] = "training a generator, once; 50 steps on 750 latent vectors; I-BAU twice"
 
     samples: Source = "inverted"
     count: int = 500
@@ -127,6 +127,7 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             selection=Selection(least_score=-1.0, least_confidence=0.0, similarity=1.0),
             pixels=PixelInversion.published(),
             removal=IBAU.published(),
+            controls=(),
         )
 
     def remove(
@@ -164,14 +165,19 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         repair = self.removal.remove(classifier, samples.images, seed=seed, progress=progress)
         result = compared(classifier, repair.classifier, fresh, shown)
         removed = time.perf_counter()
-        controls = []
+        controls, failed = [], []
         for source in self.controls:
             if source == self.samples or (source == "public" and kept_in is None):
                 continue
-            other = msgspec.structs.replace(self, samples=source).gather(
-                classifier, generator, kept_in, seed=seed, progress=progress
-            )
-            control = self.removal.remove(classifier, other.images, seed=seed, progress=progress)
+            alone = msgspec.structs.replace(self, samples=source, companions=0.0)
+            try:
+                other = alone.gather(classifier, generator, kept_in, seed=seed, progress=progress)
+                control = self.removal.remove(
+                    classifier, other.images, seed=seed, progress=progress
+                )
+            except InputError as error:  # a control that cannot be made costs no finished repair
+                failed.append(f"The control with {NAMES[source]} could not be made: {error}.")
+                continue
             came_out = compared(classifier, control.classifier, fresh, shown)
             controls.append({"samples": source} | came_out.as_control())
         record = {key: value for key, value in repair.record.items() if key != "seconds"}
@@ -181,6 +187,7 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             labels = own.require_labels("diversity")
             spread = diversity(classifier, as_floats(own), labels, as_floats(fresh))
         flags = [*repair.record.get("flags", []), *self._flags(classifier, samples, spread)]
+        flags += failed
         if controls:
             flags.append(control_sentence(result, controls))
         return Repair(

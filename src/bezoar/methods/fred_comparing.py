@@ -22,7 +22,7 @@ from bezoar.images import ImageSet
 from bezoar.methods.universal_pattern import Ascent, universal_ascent
 from bezoar.metrics import Rate, agreement, rate
 
-_NAMES = {
+NAMES = {
     "inverted": "inverted samples",
     "random": "random images of the generator",
     "public": "public images that the model labels",
@@ -95,7 +95,7 @@ def with_pattern(
 def control_sentence(result: Compared, controls: Sequence[Mapping[str, Any]]) -> str:
     """Whether a control came out as well as the method did: the intervals of both shares meet."""
     equal = [
-        _NAMES[control["samples"]]
+        NAMES[control["samples"]]
         for control in controls
         if control["agreement"]["high"] >= result.agreement.low
         and control["changed"]["low"] <= result.after.high
