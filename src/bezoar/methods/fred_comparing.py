@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bezoar.classifier import BATCH, Classifier
 from bezoar.images import ImageSet
+from bezoar.methods.fred_sources import as_pixels
 from bezoar.methods.universal_pattern import Ascent, universal_ascent
 from bezoar.metrics import Rate, agreement, rate
 
@@ -86,7 +87,7 @@ def with_pattern(
     with classifier.evaluating():
         pattern = universal_ascent(classifier, known, settings, draws).pattern.cpu()
     shown = [
-        settings.show(batch, pattern).clamp(0, 1).mul(255).round().byte()
+        as_pixels(settings.show(batch, pattern))
         for batch, _ in fresh.batches(BATCH, device=pattern.device)
     ]
     return ImageSet(torch.cat(shown))

@@ -51,6 +51,7 @@ from bezoar.methods.pattern_effect import effect_of
 from bezoar.methods.recalibration import recalibrate
 from bezoar.methods.second_derivatives import check_twice_differentiable
 from bezoar.methods.universal_pattern import Ascent, universal_ascent
+from bezoar.metrics import agreement
 from bezoar.training import Progress, gradients_only_for, no_progress
 
 _WHAT = "I-BAU: unlearning a universal pattern"
@@ -192,7 +193,7 @@ class IBAU(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ]
             effects = [effect_of(repaired, held_out, one, self.ascent) for one in found]
             effect = max(effects, key=lambda one: one.changed)
-            same = float((answered(repaired, held_out) == before).float().mean())
+            same = agreement(answered(repaired, held_out), before).value
             seconds["ascending"] += time.perf_counter() - since
             return found, Look(effect, same)
 
