@@ -68,7 +68,7 @@ def test_the_version(run, option):
     [
         ([], "Expected one of"),
         (["scna", "model.toml"], "scna"),
-        (["scan", "model.toml"], "--images"),
+        (["evaluate", "model.toml", "--trigger", "bad-nets"], "--images"),
         (["scan", "model.toml", "--images", "x", "--sede", "1"], "--seed"),
         (["scan", "model.toml", "--images", "x", "--seed", "one"], "--seed"),
         (["scan", "model.toml", "--images", "x", "--fail-on", "always"], "--fail-on"),

@@ -1,5 +1,6 @@
 """Functions for the tests of the executors; their processes import this and not pytest."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,90 @@ def surroundings():
     return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")} | {
         "pid": os.getpid()
     }
+
+
+def process(*_, **__):
+    return os.getpid()
+
+
+def gpus():
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def read_input():
+    return sys.stdin.read()
+
+
+def change_surroundings(folder):
+    os.chdir(folder)
+    os.environ["BEZOAR_TEST_LEFT_BEHIND"] = "1"
+    return [os.getpid(), os.environ["BEZOAR_TEST_LEFT_BEHIND"]]
+
+
+def find_surroundings():
+    return [os.getpid(), str(Path.cwd()), os.environ.get("BEZOAR_TEST_LEFT_BEHIND")]
+
+
+def leaves_a_process(pid_file):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    Path(pid_file).write_text(str(child.pid))
+    return os.getpid()
+
+
+KEPT = []
+
+
+def keep(megabytes):
+    KEPT.append(bytearray(megabytes << 20))
+    return os.getpid()
+
+
+def read_files(text, folder=None):
+    """The text, the names in the folder, and the paths that were given."""
+    names = [] if folder is None else sorted(os.listdir(folder))  # noqa: PTH208
+    return [Path(text).read_text(), names, text, folder]
+
+
+def read_slowly(text, folder, seconds):
+    """The text, where the files are, when they were written, and on which node."""
+    time.sleep(seconds)
+    weights = Path(folder) / "weights.pt"
+    return {
+        "text": Path(text).read_text(),
+        "places": [text, str(weights)],
+        "written": weights.stat().st_mtime_ns,
+        "node": _node(),
+    }
+
+
+def work(key, marker, seconds):
+    """Tells when it starts and when it ends, and on which node."""
+    _tell(marker, what="started", key=key, node=_node())
+    report("waiting", 0.5)
+    time.sleep(seconds)
+    _tell(marker, what="finished", key=key, node=_node())
+    return _node()
+
+
+def _node():
+    """The process that started this one's parent: with Ray, that of the node."""
+    return int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def _tell(marker, **facts):
+    with Path(marker).open("a") as file:  # one write of one line, so that none is torn
+        file.write(json.dumps(facts) + "\n")
+
+
+def count_loudly(steps):
+    for step in range(steps):
+        report(f"counting (step {step})", step / steps)
+    report("done", 1.0)
+    return steps
 
 
 def fail(text):
@@ -43,6 +128,12 @@ def kill_itself_once(marker):
     if Path(marker).read_text().count("started") == 1:
         kill_itself()
     return "second time"
+
+
+def count_and_die(marker):
+    with Path(marker).open("a") as file:
+        file.write("started\n")
+    kill_itself()
 
 
 def sleep(seconds, pid_file=None):

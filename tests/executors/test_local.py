@@ -9,11 +9,23 @@ from pathlib import Path
 
 import executor_tasks as functions
 import pytest
+from msgspec import structs
 
 from bezoar.errors import InputError
-from bezoar.executors import Done, LocalExecutor, Task, make_executor, report
+from bezoar.executors import (
+    Done,
+    HereExecutor,
+    LocalExecutor,
+    RayExecutor,
+    Task,
+    make_executor,
+    report,
+)
+from bezoar.executors.gpus import capacity, gpu_environment
 
 LOCAL = LocalExecutor(workers=2, timeout_s=60)
+REUSED = LocalExecutor(workers=2, timeout_s=60, reuse=True)
+BOTH = pytest.mark.parametrize("local", [LOCAL, REUSED], ids=["fresh", "reused"])
 
 
 def task(function, key=None, **arguments):
@@ -39,7 +51,8 @@ def wait_until(condition, seconds=20):
     assert condition()
 
 
-def test_one_of_each_kind_of_end():
+@BOTH
+def test_one_of_each_kind_of_end(local):
     outcomes = run(
         task(functions.double, number=21),
         task(functions.fail, text="by the task"),
@@ -48,6 +61,7 @@ def test_one_of_each_kind_of_end():
         task(functions.kill_itself),
         task(functions.no_json),
         task(functions.leaves_a_thread),
+        executor=local,
     )
     assert outcomes["double"].value == 42 and outcomes["double"].seconds >= 0
     failed = outcomes["fail"]
@@ -65,9 +79,10 @@ def test_one_of_each_kind_of_end():
     assert outcomes["leaves_a_thread"].value == "returned"
 
 
-def test_a_task_that_hangs_is_killed_with_its_children_and_the_others_finish(tmp_path):
+@BOTH
+def test_a_task_that_hangs_is_killed_with_its_children_and_the_others_finish(tmp_path, local):
     pid_file = tmp_path / "pids"
-    executor = LocalExecutor(workers=2, timeout_s=3)
+    executor = structs.replace(local, timeout_s=3)
     outcomes = run(
         task(functions.sleep, seconds=300, pid_file=str(pid_file)),
         task(functions.double, number=1),
@@ -83,10 +98,11 @@ def test_a_task_that_hangs_is_killed_with_its_children_and_the_others_finish(tmp
         wait_until(lambda pid=pid: not alive(pid))
 
 
-def test_outcomes_belong_to_their_keys_and_come_as_they_finish():
+@BOTH
+def test_outcomes_belong_to_their_keys_and_come_as_they_finish(local):
     tasks = [task(functions.sleep, key="slow", seconds=1.5)]
     tasks += [task(functions.double, key=str(n), number=n) for n in range(6)]
-    outcomes = list(LOCAL.run(tasks))
+    outcomes = list(local.run(tasks))
     assert outcomes[-1][0] != "0" and [key for key, _ in outcomes].index("slow") > 0
     assert {key: outcome.value for key, outcome in outcomes} == {
         "slow": 1.5,
@@ -107,16 +123,20 @@ def test_each_task_has_a_fresh_process_with_the_threads_asked_for(monkeypatch):
     assert first == second == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def test_no_more_workers_than_asked_for():
+@BOTH
+def test_no_more_workers_than_asked_for(local):
     started = time.monotonic()
-    run(*(task(functions.sleep, key=str(n), seconds=0.5) for n in range(4)))
+    run(*(task(functions.sleep, key=str(n), seconds=0.5) for n in range(4)), executor=local)
     assert time.monotonic() - started > 1.0
 
 
-def test_progress_arrives_in_order_and_the_tasks_own_output_does_not_disturb():
+@BOTH
+def test_progress_arrives_in_order_and_the_tasks_own_output_does_not_disturb(local):
     heard = []
     outcomes = run(
-        task(functions.noisy, lines=500), progress=lambda *arguments: heard.append(arguments)
+        task(functions.noisy, lines=500),
+        executor=local,
+        progress=lambda *arguments: heard.append(arguments),
     )
     assert heard == [("noisy", f"part {n}", n / 500) for n in range(500)]
     assert outcomes["noisy"].value == "y" * 300_000
@@ -127,9 +147,10 @@ def test_values_come_back_as_json_keeps_them():
     assert run(task(functions.pair))["pair"].value == [1, float("inf")]
 
 
+@BOTH
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is kept on Linux")
-def test_memory_beyond_the_limit_is_refused_to_the_task():
-    executor = LocalExecutor(workers=1, memory_limit=200 << 20)
+def test_memory_beyond_the_limit_is_refused_to_the_task(local):
+    executor = structs.replace(local, workers=1, memory_limit=200 << 20)
     outcomes = run(
         task(functions.allocate, key="small", megabytes=50),
         task(functions.allocate, key="large", megabytes=400),
@@ -139,9 +160,10 @@ def test_memory_beyond_the_limit_is_refused_to_the_task():
     assert (outcomes["large"].kind, outcomes["large"].message) == ("error", "MemoryError")
 
 
-def test_closing_the_generator_kills_the_children(tmp_path):
+@BOTH
+def test_closing_the_generator_kills_the_children(tmp_path, local):
     pid_file = tmp_path / "pids"
-    results = LOCAL.run(
+    results = local.run(
         [
             task(functions.sleep, seconds=300, pid_file=str(pid_file)),
             task(functions.double, number=1),
@@ -154,12 +176,13 @@ def test_closing_the_generator_kills_the_children(tmp_path):
     wait_until(lambda: not any(alive(pid) for pid in pid_file.read_text().split()))
 
 
-def test_an_error_in_the_progress_callback_kills_the_children_and_is_raised():
+@BOTH
+def test_an_error_in_the_progress_callback_kills_the_children_and_is_raised(local):
     def broken(key, what, share):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run(task(functions.noisy, lines=1), progress=broken)
+        run(task(functions.noisy, lines=1), executor=local, progress=broken)
 
 
 PARENT = """
@@ -168,18 +191,21 @@ sys.path.insert(0, sys.argv[1])
 import executor_tasks
 from bezoar.executors import LocalExecutor, Task
 
-task = Task(key="a", function=executor_tasks.sleep,
-            arguments={"seconds": 300, "pid_file": sys.argv[2]})
-list(LocalExecutor(workers=1).run([task]))
+tasks = [Task(key="a", function=executor_tasks.double, arguments={"number": 1}),
+         Task(key="b", function=executor_tasks.sleep,
+              arguments={"seconds": 300, "pid_file": sys.argv[2]})]
+list(LocalExecutor(workers=1, reuse=sys.argv[3] == "True").run(tasks))
 """
 
 
+@BOTH
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_children_die_with_the_parent(tmp_path, how):
+def test_children_die_with_the_parent(tmp_path, how, local):
     if how == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("only Linux tells a child that its parent was killed")
     pid_file = tmp_path / "pids"
     command = [sys.executable, "-c", PARENT, str(Path(__file__).parent), str(pid_file)]
+    command.append(str(local.reuse))
     parent = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603 (our own code)
     try:
         wait_until(pid_file.exists)
@@ -234,13 +260,232 @@ def test_bad_tasks_and_settings_are_refused_before_anything_runs():
         ({"workers": 1, "timeout_s": 0}, "timeout_s is 0; expected more than 0"),
         ({"workers": 1, "timeout_s": float("nan")}, "timeout_s is nan"),
         ({"workers": 1, "memory_limit": -1}, "memory_limit is -1"),
+        ({"workers": 1, "gpus_per_task": -1}, "gpus_per_task is -1"),
+        ({"workers": 1, "gpus_per_task": 1.5}, "gpus_per_task is 1.5"),
     ):
         with pytest.raises(InputError, match=message):
             LocalExecutor(**settings)
 
 
-def test_no_tasks_are_no_outcomes():
-    assert run() == {}
+@BOTH
+def test_no_tasks_are_no_outcomes(local):
+    assert run(executor=local) == {}
+
+
+# -- reused processes ------------------------------------------------------------------------------
+
+
+def in_one_process(*tasks, **settings):
+    """The outcomes of tasks that follow one another in a process, as long as it is good."""
+    return dict(LocalExecutor(workers=1, reuse=True, **settings).run(tasks))
+
+
+def test_a_reused_process_serves_one_task_after_another():
+    outcomes = in_one_process(*(task(functions.process, key=str(n)) for n in range(4)))
+    (pid,) = {outcome.value for outcome in outcomes.values()}
+    assert pid != os.getpid() and not alive(pid)
+
+
+def test_seconds_are_those_of_each_task():
+    outcomes = in_one_process(
+        task(functions.sleep, key="long", seconds=1), task(functions.double, number=1)
+    )
+    assert outcomes["long"].seconds >= 1 and outcomes["double"].seconds < 0.5
+
+
+def test_the_time_of_each_task_is_its_own():
+    tasks = [task(functions.sleep, key=str(n), seconds=0.6) for n in range(3)]
+    outcomes = in_one_process(*tasks, task(functions.sleep, seconds=60), timeout_s=1.5)
+    assert [outcomes[str(n)].value for n in range(3)] == [0.6, 0.6, 0.6]
+    assert outcomes["sleep"].kind == "timeout" and 1.5 <= outcomes["sleep"].seconds < 3
+
+
+FAILURES = {
+    "an exception": task(functions.fail, text="x"),
+    "an exit": task(functions.leave, status=0),
+    "no JSON": task(functions.no_json),
+    "a death": task(functions.kill_itself),
+    "an end without a word": task(functions.exit_at_once, status=3),
+    "an interrupt": task(functions.interrupt),
+    "a thread left behind": task(functions.leaves_a_thread),
+    "no time left": task(functions.sleep, seconds=60),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_after_damage_the_next_task_gets_a_new_process(failure):
+    outcomes = in_one_process(
+        task(functions.process, key="before"),
+        FAILURES[failure],
+        task(functions.process, key="after"),
+        timeout_s=3,
+    )
+    assert isinstance(outcomes["before"], Done) and isinstance(outcomes["after"], Done)
+    assert outcomes["before"].value != outcomes["after"].value
+
+
+@BOTH
+def test_what_a_task_leaves_running_ends_with_its_process(local, tmp_path):
+    pid_file = tmp_path / "pid"
+    outcomes = run(
+        task(functions.leaves_a_process, pid_file=str(pid_file)),
+        task(functions.process, key="after"),
+        executor=structs.replace(local, workers=1),
+    )
+    assert outcomes["leaves_a_process"].value != outcomes["after"].value
+    wait_until(lambda: not alive(pid_file.read_text()))
+
+
+@BOTH
+def test_a_crash_shows_the_last_words_of_its_own_task(local):
+    outcomes = run(
+        task(functions.noisy, lines=2),
+        task(functions.exit_at_once, status=3),
+        executor=structs.replace(local, workers=1),
+    )
+    assert outcomes["noisy"].value == "y" * 300_000
+    assert outcomes["exit_at_once"].traceback == "last words\n"
+
+
+@BOTH
+def test_a_task_that_reads_its_input_finds_none(local):
+    outcomes = run(
+        *(task(functions.read_input, key=str(n)) for n in range(2)),
+        executor=structs.replace(local, workers=1),
+    )
+    assert [outcome.value for outcome in outcomes.values()] == ["", ""]
+
+
+def test_folder_and_environment_are_put_back(tmp_path):
+    outcomes = in_one_process(
+        task(functions.change_surroundings, folder=str(tmp_path)),
+        task(functions.find_surroundings),
+    )
+    pid, left = outcomes["change_surroundings"].value
+    assert left == "1"
+    assert outcomes["find_surroundings"].value == [pid, str(Path.cwd()), None]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is kept on Linux")
+def test_what_former_tasks_hold_does_not_count_against_a_task():
+    """Six times 60 MB are more than 250 MB; half of that may stay, and then comes a new process."""
+    tasks = [task(functions.keep, key=str(n), megabytes=60) for n in range(6)]
+    tasks.append(task(functions.allocate, megabytes=200))
+    outcomes = in_one_process(*tasks, memory_limit=250 << 20)
+    assert all(isinstance(outcome, Done) for outcome in outcomes.values())
+    pids = [outcomes[str(n)].value for n in range(6)]
+    assert 1 < len(set(pids)) < 6
+    beyond = in_one_process(task(functions.allocate, megabytes=400), memory_limit=250 << 20)
+    assert beyond["allocate"].message == "MemoryError"
+
+
+# -- GPUs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "seen"),
+    [
+        (2, 1, ["0", "1"]),
+        (3, 0.5, ["0", "1", "2", "0", "1", "2"]),
+        (2, 0.3, ["0", "1"] * 3),
+        (1, 0.25, ["0"] * 4),
+        (5, 2, ["0,1", "2,3"]),
+        (1, 2, []),
+        (0, 1, []),
+        (0, 0.5, []),
+    ],
+)
+def test_each_worker_sees_its_own_gpus(count, share, seen):
+    gpus = [str(n) for n in range(count)]
+    fitting = capacity(gpus, share)
+    shown = [gpu_environment(n, gpus, share) for n in range(fitting)]
+    assert shown == [{"CUDA_VISIBLE_DEVICES": names} for names in seen]
+    assert gpu_environment(0, gpus, 0) == {}
+
+
+@BOTH
+def test_processes_get_the_gpus_that_this_process_may_use(monkeypatch, local):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
+    tasks = [task(functions.gpus, key=str(n)) for n in range(4)]
+    shared = run(*tasks, executor=local)
+    assert {outcome.value for outcome in shared.values()} == {"3,GPU-abc"}
+    own = run(*tasks, executor=structs.replace(local, workers=5, gpus_per_task=1))
+    assert {outcome.value for outcome in own.values()} == {"3", "GPU-abc"}
+    two = run(*tasks, executor=structs.replace(local, gpus_per_task=2))
+    assert {outcome.value for outcome in two.values()} == {"3,GPU-abc"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(InputError, match="needs 1 GPUs and this machine shows 0"):
+        run(*tasks, executor=structs.replace(local, gpus_per_task=1))
+
+
+# -- in this process -------------------------------------------------------------------------------
+
+
+def test_here_gives_the_same_outcomes_in_this_process():
+    heard = []
+    outcomes = run(
+        task(functions.process),
+        task(functions.fail, text="by the task"),
+        task(functions.leave, status=0),
+        task(functions.no_json),
+        task(functions.pair),
+        task(functions.count_loudly, steps=2),
+        executor=HereExecutor(),
+        progress=lambda *arguments: heard.append(arguments),
+    )
+    assert outcomes["process"].value == os.getpid()
+    assert list(outcomes) == ["process", "fail", "leave", "no_json", "pair", "count_loudly"]
+    assert outcomes["fail"].message == "RuntimeError: by the task"
+    assert "raise RuntimeError(text)" in outcomes["fail"].traceback
+    assert outcomes["leave"].message == "SystemExit: 0"
+    assert outcomes["no_json"].kind == "error"
+    assert outcomes["pair"].value == [1, float("inf")]
+    assert heard == [
+        ("count_loudly", "counting (step 0)", 0.0),
+        ("count_loudly", "counting (step 1)", 0.5),
+        ("count_loudly", "done", 1.0),
+    ]
+    report("nobody listens any more", 0.5)
+    assert len(heard) == 3
+
+
+def test_here_ctrl_c_and_an_error_in_the_callback_end_the_run():
+    def broken(key, what, share):
+        raise ZeroDivisionError
+
+    with pytest.raises(KeyboardInterrupt):
+        run(task(functions.interrupt), executor=HereExecutor())
+    with pytest.raises(ZeroDivisionError):
+        run(task(functions.count_loudly, steps=1), executor=HereExecutor(), progress=broken)
+    with pytest.raises(InputError, match="two tasks have the key"):
+        run(*[task(functions.process)] * 2, executor=HereExecutor())
+    for limits in ({"timeout_s": 1}, {"memory_limit": 1}):
+        with pytest.raises(InputError, match="tasks in this process cannot be killed"):
+            make_executor("here", **limits)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("local", [LOCAL, REUSED, HereExecutor()])
+def test_files_come_as_paths(local, tmp_path):
+    (tmp_path / "a.txt").write_text("words")
+    given = {"text": str(tmp_path / "a.txt"), "folder": str(tmp_path)}
+    tasks = [
+        Task(key="there", function=functions.read_files, files=given),
+        Task(key="gone", function=functions.read_files, files={"text": str(tmp_path / "none")}),
+    ]
+    outcomes = run(*tasks, executor=local)
+    assert outcomes["there"].value == ["words", ["a.txt"], given["text"], given["folder"]]
+    assert outcomes["gone"].message.startswith("FileNotFoundError")
+
+
+def test_files_that_cannot_be_meant_are_refused():
+    with pytest.raises(InputError, match="gives 'text' twice, as an argument and as a file"):
+        Task(key="a", function=functions.read_files, arguments={"text": "x"}, files={"text": "y"})
+    for path in (Path("x"), ""):
+        with pytest.raises(InputError, match="expected a path as text"):
+            Task(key="a", function=functions.read_files, files={"text": path})
 
 
 def test_executors_by_name():
@@ -251,10 +496,18 @@ def test_executors_by_name():
     assert make_executor("ray:auto", gpus_per_task=0.5).gpus_per_task == 0.5
     assert make_executor("ray:ray://10.0.0.1:10001").address == "ray://10.0.0.1:10001"
     for spec in ("", "loca", "local:", "local:0", "local:-1", "local:two", "ray:", "dask"):
-        with pytest.raises(InputError, match="expected local, local:WORKERS, ray, ray:auto or"):
+        with pytest.raises(InputError, match="expected here, local, local:WORKERS, ray, ray:auto"):
             make_executor(spec)
-    with pytest.raises(InputError, match="tasks on Ray have no timeout"):
-        make_executor("ray", timeout_s=1)
+    assert make_executor("ray", timeout_s=1, memory_limit=5) == RayExecutor(
+        timeout_s=1, memory_limit=5
+    )
+    assert make_executor("local:2", gpus_per_task=0.5, memory_limit=5, reuse=True) == LocalExecutor(
+        workers=2, gpus_per_task=0.5, memory_limit=5, reuse=True
+    )
+    assert make_executor("here") == HereExecutor()
+    with pytest.raises(InputError, match="a local task has whole threads"):
+        make_executor("local:2", cpus_per_task=0.5)
+    assert make_executor("ray", cpus_per_task=0.5).cpus_per_task == 0.5
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

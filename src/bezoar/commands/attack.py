@@ -116,9 +116,10 @@ class AttackPool:
     Attributes:
         spec: the TOML file.
         out: the pool's folder.
-        executor: local, local:N for N processes at a time, ray, or ray:ADDRESS.
+        executor: local, local:N for N processes at a time, ray, ray:ADDRESS, or here for this
+            process.
         threads: of each model; 1 is best where there are more models than cores.
-        gpus: share of a GPU for each model, on Ray.
+        gpus: share of a GPU for each model; by default each sees what is there, on Ray nothing.
         device: where each model is trained; by default the accelerator if there is one.
         json: write the index as JSON to this file; - is standard output.
         quiet: no progress and no summary.

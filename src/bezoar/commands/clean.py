@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bezoar.commands.inputs import check_public_options, load, open_public
-from bezoar.commands.lists import flat
 from bezoar.commands.options import FOUND, OK, ModelMaybeOnImages, PublicImages
 from bezoar.commands.outputs import (
     add_sources,
@@ -154,31 +153,10 @@ class Clean(ModelMaybeOnImages, PublicImages):
 def _method(
     name: str, preset: Literal["default", "published"], settings: tuple[str, ...]
 ) -> Method | None:
-    import msgspec
-
-    from bezoar.methods import methods
+    from bezoar.methods.spelling import make_method
 
     if name == "auto":
         if settings or preset != "default":
             raise InputError("--set and --preset need a --method; see `bezoar methods`")
         return None
-    kind = methods.get(name)
-    method = kind.published() if preset == "published" else kind()
-    values = method.configuration()
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        place = values
-        *path, last = key.split(".")
-        for part in path:
-            place = place.get(part, {}) if isinstance(place, dict) else {}
-        if not equals or not isinstance(place, dict) or last not in place:
-            known = ", ".join(key for key, _ in flat(values))
-            raise InputError(f"--set {setting}: expected name=value with one of {known}")
-        if isinstance(place[last], tuple | list):
-            place[last] = text.split(",") if text else []
-        else:
-            place[last] = None if text.lower() == "none" else text
-    try:
-        return msgspec.convert(values, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise InputError(f"--set {' '.join(settings)}: {error}") from None
+    return make_method(name, settings, published=preset == "published", separator=",")

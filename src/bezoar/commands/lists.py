@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,7 @@ class Methods:
     def run(self) -> int:
         """Lists the methods."""
         from bezoar.methods import methods
+        from bezoar.methods.spelling import flat
 
         names = [self.name] if self.name else methods.names()
         rows: list[dict[str, Any]] = []
@@ -124,12 +124,3 @@ def _shown(value: Any) -> str:
     if value is None:
         return "…"
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names with dots, and values, of a configuration with tables in it."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -101,6 +101,31 @@ class ModelMaybeOnImages(OneModel, Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ManyModels:
+    """A command that can do its work for many models.
+
+    Attributes:
+        manifest: a CSV in the place of the model, with a column model and, where they are needed,
+            images, architecture, mean, std, input_size and classes; one row for each model.
+        out: with a manifest, a folder for one record of each model; what is there is kept.
+        executor: with a manifest, where models are scanned. local (by default) or local:N for N
+            processes at a time, ray, ray:ADDRESS, or here for this process.
+        threads: with a manifest, of each model; 1 by default.
+        gpus: with a manifest, share of a GPU for each model; by default each sees what is there.
+        timeout: with a manifest, seconds after which a model is given up.
+        memory_limit: with a manifest, GiB of memory that a model may take.
+    """
+
+    manifest: Path | None = None
+    out: Path | None = None
+    executor: str | None = None
+    threads: int | None = None
+    gpus: float | None = None
+    timeout: float | None = None
+    memory_limit: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PublicImages(Common):
     """What a command may take in the place of images of the task.
 

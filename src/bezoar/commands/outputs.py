@@ -69,13 +69,7 @@ def command_line() -> str:
 
 def add_sources(record: dict[str, Any], loaded: LoadedModel, images: str | None) -> None:
     """Adds to a record where the model and the images came from."""
-    weights = loaded.weights
-    record["model"] |= {
-        "file": str(weights.path),
-        "sha256": weights.sha256,
-        "container": weights.container,
-        "architecture": loaded.description.architecture,
-    }
+    record["model"] |= loaded.as_record()
     if images is not None:
         record["images"]["source"] = images
     record["notices"] = [*record.get("notices", []), *loaded.notices]

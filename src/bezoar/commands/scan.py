@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from bezoar.commands.inputs import load
-from bezoar.commands.options import FOUND, OK, ModelOnImages
+import tyro
+
+from bezoar.commands.inputs import given_facts, load
+from bezoar.commands.options import (
+    FOUND,
+    OK,
+    UNUSABLE,
+    Common,
+    ManyModels,
+    Model,
+    ModelOnImages,
+    Reading,
+)
 from bezoar.commands.outputs import (
     add_sources,
+    check_outputs,
     command_line,
     write_record,
     write_report,
 )
-from bezoar.screen import print_scan, progress_bar
+from bezoar.errors import InputError
+from bezoar.screen import print_fleet, print_scan, progress_bar
+
+if TYPE_CHECKING:
+    from bezoar.executors import Executor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan(ModelOnImages):
-    """Verdict, suspected classes and evidence.
+class Scan(Common, Model, Reading, ManyModels):
+    """Verdict, suspected classes and evidence, for one model or for each of a manifest.
 
-    Exit code 0: nothing found. 1: suspicious or found (--fail-on chooses). 2: input not usable.
+    Exit code 0: nothing found. 1: suspicious or found (--fail-on chooses). 2: input not usable;
+    with a manifest, nothing was found and a model could not be used.
 
     Attributes:
+        model: a model.toml, or a weights file with the facts as options.
+        images: a folder with one sub-folder per class, a flat folder, a parquet file or an .npz;
+            with a manifest, for the rows that name none.
         methods: who looks; several share one false-alarm rate. See `bezoar methods`.
         audit: the model claims to be cleaned: unlearn a copy, and see whether a backdoor that was
             only hidden comes up.
@@ -31,6 +52,8 @@ class Scan(ModelOnImages):
         fail_on: the mildest verdict that gives exit code 1.
     """
 
+    model: tyro.conf.Positional[Path | None] = None
+    images: str | None = None
     methods: tuple[str, ...] = ("tac",)
     audit: bool = False
     report: Path | None = None
@@ -38,10 +61,15 @@ class Scan(ModelOnImages):
 
     def run(self) -> int:
         """Runs the scan."""
+        if self.manifest is not None:
+            return self._scan_many(self.manifest)
+        return self._scan_one(self._one_model())
+
+    def _scan_one(self, one: ModelOnImages) -> int:
         from bezoar import audit, pipeline
 
         witnesses = pipeline.find_witnesses(self.methods)
-        loaded, images = load(self, outputs=(self.report, self.json))
+        loaded, images = load(one, outputs=(self.report, self.json))
         with progress_bar(self.silent) as progress:
             look = audit.audit if self.audit else pipeline.scan
             finding = look(
@@ -56,13 +84,80 @@ class Scan(ModelOnImages):
             print_scan(record)
             if self.report:
                 print(f"Report: {self.report}")
-        return _exit_code(record["verdict"], self.fail_on)
+        return FOUND if record["verdict"] in _FAILING[self.fail_on] else OK
+
+    def _one_model(self) -> ModelOnImages:
+        """The command as one about a single model."""
+        if self.model is None:
+            raise InputError("no model is given; give one, or many as --manifest")
+        for field in dataclasses.fields(ManyModels):
+            if getattr(self, field.name) is not None:
+                option = field.name.replace("_", "-")
+                raise InputError(f"--{option} goes with --manifest; leave it out for one model")
+        if self.images is None:
+            raise InputError("a scan needs clean images of the task; give them as --images")
+        names = (field.name for field in dataclasses.fields(ModelOnImages))
+        own: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return ModelOnImages(**own)
+
+    def _scan_many(self, manifest: Path) -> int:
+        from bezoar.fleet import ScanOptions, read_manifest, scan_models
+
+        for name in ("model", "report"):
+            if getattr(self, name) is not None:
+                shown = "a model" if name == "model" else "--report"
+                raise InputError(f"{shown} is given beside --manifest; leave one of them out")
+        options = ScanOptions(
+            methods=self.methods,
+            audit=self.audit,
+            seed=self.seed,
+            device=self.device,
+            resize=self.resize,
+            limit=self.limit,
+        )
+        executor = self._executor()
+        rows = read_manifest(manifest, images=self.images, facts=given_facts(self))
+        read = {file for row in rows for file in (row.path, *row.files.values())}
+        check_outputs(self.json, inputs=(manifest, *read))
+        with progress_bar(self.silent) as progress:
+            summary = scan_models(
+                rows,
+                options,
+                executor,
+                out=self.out,
+                finished=lambda _name, done, total: progress(
+                    f"models ({done} of {total})", done / total
+                ),
+                progress=lambda name, what, share: progress(f"in work ({name}: {what})", share),
+            )
+        write_record(self.json, summary | {"command": command_line()})
+        if not self.silent:
+            print_fleet(summary)
+        verdicts = {model.get("verdict") for model in summary["models"]}
+        if verdicts & set(_FAILING[self.fail_on]):
+            return FOUND
+        return UNUSABLE if None in verdicts else OK
+
+    def _executor(self) -> Executor:
+        from bezoar.executors import make_executor
+
+        for name in ("threads", "timeout", "memory_limit"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; expected more than 0")
+        limit = self.memory_limit
+        return make_executor(
+            self.executor or "local",
+            cpus_per_task=1 if self.threads is None else self.threads,
+            gpus_per_task=self.gpus or 0.0,
+            timeout_s=self.timeout,
+            memory_limit=None if limit is None else int(limit * 2**30),
+            reuse=True,
+        )
 
 
-def _exit_code(verdict: str, fail_on: str) -> int:
-    failing = {
-        "suspicious": ("suspicious", "backdoor found"),
-        "found": ("backdoor found",),
-        "never": (),
-    }
-    return FOUND if verdict in failing[fail_on] else OK
+_FAILING: dict[str, tuple[str, ...]] = {
+    "suspicious": ("suspicious", "backdoor found"),
+    "found": ("backdoor found",),
+    "never": (),
+}

@@ -13,6 +13,7 @@ import re
 
 from bezoar.errors import InputError
 from bezoar.executors.contract import Done, Executor, Failed, Outcome, Progress, Task
+from bezoar.executors.here import HereExecutor
 from bezoar.executors.local import LocalExecutor
 from bezoar.executors.on_ray import RayExecutor
 from bezoar.executors.worker import report
@@ -21,6 +22,7 @@ __all__ = [
     "Done",
     "Executor",
     "Failed",
+    "HereExecutor",
     "LocalExecutor",
     "Outcome",
     "Progress",
@@ -30,42 +32,68 @@ __all__ = [
     "report",
 ]
 
-FORMS = "local, local:WORKERS, ray, ray:auto or ray:ADDRESS"
+FORMS = "here, local, local:WORKERS, ray, ray:auto or ray:ADDRESS"
 
 
 def make_executor(
     spec: str,
     *,
-    cpus_per_task: int = 1,
+    cpus_per_task: float = 1,
     gpus_per_task: float = 0.0,
     timeout_s: float | None = None,
+    memory_limit: int | None = None,
+    reuse: bool = False,
 ) -> Executor:
     """The executor that a user names on the command line.
 
     Args:
-        spec: "local" (as many workers as the cores allow) or "local:4"; "ray" starts Ray on this
-            machine, "ray:auto" and "ray:ADDRESS" use a running cluster.
-        cpus_per_task: threads of each task.
-        gpus_per_task: GPUs of each task, for Ray; local tasks see all of them.
-        timeout_s: seconds after which a local task is killed.
+        spec: "local" (as many workers as the cores allow) or "local:4"; "here" for one task after
+            another in this process; "ray" starts Ray on this machine, "ray:auto" and "ray:ADDRESS"
+            use a running cluster.
+        cpus_per_task: threads of each task; on Ray also a fraction of a core.
+        gpus_per_task: GPUs of each task, also a fraction; with 0, local tasks see all of them, and
+            tasks on Ray see none.
+        timeout_s: seconds after which a task is killed.
+        memory_limit: bytes that a task may allocate.
+        reuse: local processes serve task after task. Elsewhere it says nothing: on Ray every task
+            has a process of its own.
 
     Raises:
-        InputError: the spec has none of these forms, or a timeout was asked of Ray.
+        InputError: the spec has none of these forms, or does not allow what else was asked for.
 
-    >>> make_executor("local:4", cpus_per_task=2)
-    LocalExecutor(workers=4, threads_per_worker=2, timeout_s=None, memory_limit=None)
+    >>> make_executor("local:4", cpus_per_task=2).threads_per_worker
+    2
     """
     kind, colon, rest = spec.partition(":")
+    if spec == "here":
+        if timeout_s is not None or memory_limit is not None:
+            raise InputError(
+                "tasks in this process cannot be killed, and so have no timeout and no memory "
+                "limit; leave these out, or use a local executor"
+            )
+        return HereExecutor()
     if kind == "local" and (not colon or re.fullmatch("[1-9][0-9]*", rest)):
-        workers = int(rest) if colon else max(1, _cores() // max(1, cpus_per_task))
-        return LocalExecutor(workers=workers, threads_per_worker=cpus_per_task, timeout_s=timeout_s)
+        if cpus_per_task != int(cpus_per_task):
+            raise InputError(
+                f"cpus_per_task is {cpus_per_task}; a local task has whole threads, so give a "
+                "whole number"
+            )
+        threads = int(cpus_per_task)
+        return LocalExecutor(
+            workers=int(rest) if colon else max(1, _cores() // max(1, threads)),
+            threads_per_worker=threads,
+            gpus_per_task=gpus_per_task,
+            timeout_s=timeout_s,
+            memory_limit=memory_limit,
+            reuse=reuse,
+        )
     if kind == "ray" and (not colon or rest.strip()):
-        if timeout_s is not None:
-            raise InputError("tasks on Ray have no timeout; leave it out or use a local executor")
         return RayExecutor(
             address=rest if colon else None,
             cpus_per_task=cpus_per_task,
             gpus_per_task=gpus_per_task,
+            timeout_s=timeout_s,
+            memory_limit=memory_limit,
         )
     raise InputError(f"there is no executor {spec!r}; expected {FORMS}")
 

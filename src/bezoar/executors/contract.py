@@ -23,14 +23,28 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         key: the name of this task among its like.
         function: a function at the top level of a module that the process can import.
         arguments: its keyword arguments; what JSON can hold.
+        files: further arguments: argument name → path of a file or folder that the function reads
+            and leaves as it is. The function is given a path, as text, with the same last name:
+            this one, or on another machine that of a copy.
     """
 
     key: str
     function: Callable[..., Any]
     arguments: dict[str, Any] = {}
+    files: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         importable_name(self.function)
+        for name, path in self.files.items():
+            if not isinstance(path, str) or not path:
+                raise InputError(
+                    f"the file {name!r} of task {self.key!r} is {path!r}; expected a path as text"
+                )
+            if name in self.arguments:
+                raise InputError(
+                    f"task {self.key!r} gives {name!r} twice, as an argument and as a file; give "
+                    "it once"
+                )
         try:
             json.dumps(self.arguments)
         except (TypeError, ValueError) as error:
@@ -60,7 +74,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
             or its value is no JSON), "crash" the death of the process, "timeout" its end by us.
         message: one sentence.
         traceback: of the exception, or the last lines of the dead process's standard error.
-        seconds: from the start of the task; with Ray, for a crash, from when it was handed over.
+        seconds: from the start of the task; with Ray, for the loss of a node, from when it was
+            handed over.
     """
 
     kind: Literal["error", "crash", "timeout"]
@@ -98,7 +113,7 @@ def distinct(tasks: Iterable[Task]) -> list[Task]:
 
 
 def decoded(outcome: dict[str, Any]) -> Outcome:
-    """The outcome that ``worker.execute`` wrote."""
+    """The outcome that ``worker.execute`` described."""
     if outcome["kind"] == "done":
         return Done(value=outcome["value"], seconds=outcome["seconds"])
     return Failed(**outcome)

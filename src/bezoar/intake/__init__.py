@@ -71,6 +71,15 @@ class LoadedModel:
     description: ModelDescription
     notices: tuple[str, ...] = ()
 
+    def as_record(self) -> dict[str, Any]:
+        """Where it came from, as records hold it."""
+        return {
+            "file": str(self.weights.path),
+            "sha256": self.weights.sha256,
+            "container": self.weights.container,
+            "architecture": self.description.architecture,
+        }
+
 
 def load_model(
     source: ModelDescription | str | Path,

@@ -1,0 +1,476 @@
+"""Scans of a manifest: what is refused by line, what is isolated, what is not done again."""
+
+import csv
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+
+from bezoar import cli
+from bezoar.errors import InputError
+from bezoar.executors import HereExecutor, LocalExecutor, RayExecutor
+from bezoar.fleet import ScanOptions, _names, read_manifest, scan_models
+
+FACTS = {"architecture": "bezoar:small-cnn", "mean": "0.3", "std": "0.35"}
+
+NETWORKS = """
+import os, signal, time
+from bezoar import networks
+from beside import WIDTH
+
+def good():
+    return networks.build("small-cnn", width=WIDTH)
+
+def dies():
+    os.write(2, b"no more\\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def hangs():
+    time.sleep(300)
+
+def eats():
+    return bytearray(100 << 30)
+
+def raises():
+    raise ZeroDivisionError("by the network")
+"""
+
+
+@pytest.fixture
+def files(model_files, tmp_path):
+    """A folder with models and images of its own, which a test may change."""
+    folder = tmp_path / "files"
+    shutil.copytree(model_files, folder)
+    (folder / "text.pt").write_text("these are no weights")
+    (folder / "net.py").write_text(NETWORKS)
+    (folder / "beside.py").write_text("WIDTH = 32\n")
+    return folder
+
+
+@pytest.fixture
+def manifest(files):
+    """(rows…) → the manifest, in the folder with the files."""
+
+    def write(*rows, name="models.csv"):
+        columns = dict.fromkeys(key for row in rows for key in row)
+        with (files / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        return files / name
+
+    return write
+
+
+def row(model, images="clean.npz", **facts):
+    return {"model": model, "images": images, **facts}
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def test_rows_are_read_with_their_facts(files, manifest, monkeypatch):
+    monkeypatch.chdir(files.parent)
+    path = manifest(
+        row("planted.toml"),
+        row("twin.safetensors", "", **FACTS, input_size="8 8", classes="a b c d e f g h i j"),
+        {},
+        row("twin.pt", "files/clean.npz", mean="0.3", std="0.35", architecture="net.py:good"),
+    )
+    (files / "files").symlink_to(files)
+    first, second, third = read_manifest(
+        "files/models.csv", images="files/test.npz", facts={"input_size": (8, 8), "mean": (0.5,)}
+    )
+    assert path.read_text().splitlines()[0].startswith("model,images,architecture")
+    assert (first.line, second.line, third.line) == (2, 3, 5)
+    assert first.images == "files/clean.npz" and first.files["weights"].endswith(
+        "planted.safetensors"
+    )
+    assert first.description.mean == (0.5,), "an option replaces what the model.toml says"
+    assert second.description.mean == (0.3,), "and a cell replaces the option"
+    assert second.images == "files/test.npz"
+    assert second.description.input_size == (8, 8) and second.description.classes[0] == "a"
+    assert third.files["source"] == str(files / "net.py"), "paths are relative to the manifest"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "line 1: the column 'model' is missing"),
+        ("images\nclean.npz\n", "line 1: the column 'model' is missing"),
+        ("model,image\nx,y\n", "line 1: there is no column 'image'; perhaps you meant 'images'"),
+        ("model,colour\nx,y\n", "line 1: there is no column 'colour'; known: model, images"),
+        ("model,model\nx,y\n", "line 1: the column 'model' is there twice"),
+        ("model,images\n", "names no model"),
+        ("model,images\n,clean.npz\n", "line 2: no model is named"),
+        ("model,images\nnone.pt,clean.npz\n", "line 2: there is no file"),
+        ("model,images\nnone.toml,clean.npz\n", "line 2: there is no file"),
+        ("model,images\nplanted.toml,none\n", "line 2: there is no file or folder"),
+        ("model,images\nplanted.toml,\n", "line 2: no images are named; fill the column 'images'"),
+        ("model\nplanted.toml\n", "line 2: no images are named"),
+        ("model,images\nplanted.toml,clean.npz,x\n", "line 2: there are 3 cells and 2 columns"),
+        ('model,images\n"planted.toml,clean.npz\n', "this is no CSV"),
+        ("model,images\nplanted.pt,clean.npz\n", "line 2: {files}/planted.pt does not say which"),
+        ("model,images,mean\nplanted.toml,clean.npz,much\n", "mean is 'much'; expected numbers"),
+        ("model,images,input_size\nplanted.toml,clean.npz,8x8\n", "input_size is '8x8'"),
+        ("model,images,std\nplanted.toml,clean.npz,0\n", "std (0.0,); expected finite numbers"),
+        (
+            "model,images,architecture\nplanted.toml,clean.npz,none.py:f\n",
+            "line 2: there is no file {files}/none.py",
+        ),
+        (
+            "model,images\nplanted.toml,clean.npz\ntwin.toml,clean.npz\n./planted.toml,clean.npz\n",
+            "line 4: this is the same as line 2; leave one out",
+        ),
+        (
+            "model,images\nnone.pt,clean.npz\nplanted.toml,clean.npz\nnot.pt,clean.npz\n",
+            "(1 more lines cannot be used)",
+        ),
+        ("model,images\nbroken.toml,clean.npz\n", "is no valid TOML"),
+        ("model,images\nlost.toml,clean.npz\n", "line 2: there is no file {files}/lost.pt"),
+    ],
+)
+def test_what_cannot_be_used_is_named_by_its_line_before_any_work(text, said, files):
+    (files / "broken.toml").write_text("architecture = ")
+    good = (files / "planted.toml").read_text()
+    (files / "lost.toml").write_text(good.replace("planted.safetensors", "lost.pt"))
+    (files / "models.csv").write_text(text)
+    with pytest.raises(InputError) as refused:
+        read_manifest(files / "models.csv")
+    assert said.format(files=files) in str(refused.value)
+    assert str(refused.value).startswith(str(files / "models.csv")) or "no model" in said
+    assert "\n" not in str(refused.value)
+
+
+def test_a_manifest_that_is_no_text_or_not_there(files):
+    with pytest.raises(InputError, match=r"none\.csv cannot be read: No such file"):
+        read_manifest(files / "none.csv")
+    (files / "models.csv").write_bytes(b"model\n\xff\xfe\n")
+    with pytest.raises(InputError, match="cannot be read: it is no UTF-8 text"):
+        read_manifest(files / "models.csv")
+    (files / "models.csv").write_bytes(b"\xef\xbb\xbfmodel,images\r\nplanted.toml,clean.npz\r\n")
+    assert len(read_manifest(files / "models.csv")) == 1, "as spreadsheets write it"
+
+
+# -- names of records ------------------------------------------------------------------------------
+
+
+def test_a_record_is_named_after_all_that_it_is_made_from(files, manifest):
+    facts = {**FACTS, "architecture": "net.py:good"}
+    path = manifest(row("twin.safetensors", **facts))
+
+    def name(**options):
+        (name,) = _names(read_manifest(path), ScanOptions(**options))
+        return name
+
+    first = name()
+    assert first == name() and first.startswith("twin-") and len(first) == len("twin-") + 12
+    different = {first}
+    for options in ({"seed": 1}, {"methods": ("neural-cleanse",)}, {"limit": 5}, {"audit": True}):
+        different.add(name(**options))
+    assert len(different) == 5
+    manifest(row("twin.safetensors", **facts | {"std": "0.36"}))
+    different.add(name())
+    manifest(row("twin.safetensors", "test.npz", **facts))
+    different.add(name())
+    manifest(row("twin.safetensors", **facts))
+    assert name() == first
+    (files / "net.py").write_text(NETWORKS + "\n")
+    different.add(name())
+    shutil.copy(files / "planted.safetensors", files / "twin.safetensors")
+    different.add(name())
+    arrays = dict(np.load(files / "clean.npz"))
+    np.savez(files / "clean.npz", images=255 - arrays["images"], labels=arrays["labels"])
+    different.add(name())
+    assert len(different) == 10
+
+
+def test_the_same_file_in_two_folders_gives_two_records(files, manifest):
+    (files / "copy").mkdir()
+    shutil.copy(files / "twin.safetensors", files / "copy")
+    path = manifest(row("twin.safetensors", **FACTS), row("copy/twin.safetensors", **FACTS))
+    first, second = _names(read_manifest(path), ScanOptions())
+    assert second == f"{first}-2"
+
+
+# -- scanning --------------------------------------------------------------------------------------
+
+
+def test_verdicts_are_those_of_single_scans(files, manifest, tmp_path, capsys):
+    rows = read_manifest(manifest(row("planted.toml"), row("twin.pt", **FACTS)))
+    summary = scan_models(rows, ScanOptions(seed=3), HereExecutor(), out=tmp_path / "out")
+    planted, twin = summary["models"]
+    assert (planted["verdict"], planted["suspect_names"]) == ("backdoor found", ["4"])
+    assert (twin["verdict"], twin["suspects"]) == ("nothing found", [])
+    assert summary["counts"] == {"backdoor found": 1, "nothing found": 1}
+    arguments = [*("scan", str(files / "planted.toml"), "--images", str(files / "clean.npz"))]
+    assert cli.run([*arguments, "--seed", "3", "--json", "-"]) == 1
+    alone = json.loads(capsys.readouterr().out)
+    kept = json.loads((tmp_path / "out" / planted["record"].rpartition("/")[2]).read_text())
+    for record in (alone, kept):
+        for name in ("command", "created", "seconds", "evidence"):
+            record.pop(name, None)
+    assert kept == alone
+
+
+@pytest.mark.slow
+def test_a_model_that_is_broken_costs_only_itself(files, manifest, tmp_path):
+    own = {"mean": "0.3", "std": "0.35"}
+    models = [
+        row("planted.toml"),
+        row("text.pt", **FACTS),
+        *(
+            row("twin.safetensors", **own, architecture=f"net.py:{function}")
+            for function in ("raises", "dies", "hangs", "eats", "good")
+        ),
+        row("twin.toml", "test.npz"),
+    ]
+    executor = LocalExecutor(workers=1, reuse=True, timeout_s=20, memory_limit=4 << 30)
+    rows = read_manifest(manifest(*models))
+    heard, out = [], tmp_path / "out"
+    summary = scan_models(
+        rows, ScanOptions(), executor, out=out, finished=lambda *what: heard.append(what)
+    )
+    verdicts = [model.get("verdict") for model in summary["models"]]
+    assert verdicts == ["backdoor found", *[None] * 5, "nothing found", "nothing found"]
+    text, raises, dies, hangs, eats = (model["failed"] for model in summary["models"][1:6])
+    assert "is a text file, not a checkpoint" in text["reason"]
+    assert text["reason"].startswith(str(files)), "one sentence, without the name of a class"
+    assert "ZeroDivisionError: by the network" in raises["reason"]
+    assert dies["kind"] == "crash"
+    assert dies["reason"] == "the process died (SIGKILL); it last said: no more"
+    assert (hangs["kind"], hangs["reason"]) == ("timeout", "still running after 20 s")
+    assert "MemoryError" in eats["reason"]
+    assert summary["counts"] == {"backdoor found": 1, "nothing found": 2, "not usable": 5}
+    assert heard[-1][1:] == (8, 8) and len(heard) == 8
+    assert len(list(out.iterdir())) == 3, "a model that failed leaves no record"
+    assert all(path.name.endswith(".json") for path in out.iterdir())
+
+
+class Counting:
+    """An executor that counts what it is given."""
+
+    def __init__(self):
+        self.keys = []
+
+    def run(self, tasks, *, progress=None):
+        tasks = list(tasks)
+        self.keys += [task.key for task in tasks]
+        return HereExecutor().run(tasks, progress=progress)
+
+
+def test_only_what_is_missing_is_scanned(files, manifest, tmp_path):
+    rows = read_manifest(manifest(row("planted.toml"), row("twin.toml"), row("text.pt", **FACTS)))
+    out = tmp_path / "new" / "out"
+
+    def scanned(rows, **options):
+        executor = Counting()
+        summary = scan_models(rows, ScanOptions(**options), executor, out=out)
+        return summary, [key.rpartition("-")[0] for key in executor.keys]
+
+    first, keys = scanned(rows[:1])
+    assert keys == ["planted"]
+    second, keys = scanned(rows)
+    assert keys == ["twin", "text"]
+    assert [model.get("scanned") for model in second["models"]] == ["before", "now", None]
+    third, keys = scanned(rows)
+    assert keys == ["text"], "what failed is tried again"
+    same = [
+        {k: v for k, v in model.items() if k != "scanned"}
+        for summary in (first, second, third)
+        for model in summary["models"][:1]
+    ]
+    assert same[0] == same[1] == same[2]
+    (damaged,) = out.glob("planted-*.json")
+    damaged.write_text(damaged.read_text()[:100])
+    assert scanned(rows[:2])[1] == ["planted"], "half a record is none"
+    state = safetensors.torch.load_file(files / "twin.safetensors")
+    state["fc.bias"] += 1
+    safetensors.torch.save_file(state, files / "twin.safetensors")
+    assert scanned(rows[:2])[1] == ["twin"], "the model has changed"
+    assert scanned(rows[:2], seed=1)[1] == ["planted", "twin"]
+
+
+def test_without_a_folder_no_record_is_kept(manifest):
+    rows = read_manifest(manifest(row("twin.toml")))
+    summary = scan_models(rows, ScanOptions(limit=200), HereExecutor())
+    assert summary["models"][0]["record"] is None
+    assert summary["models"][0]["verdict"] == "nothing found"
+
+
+def test_a_pattern_chooses_parquet_files(files, manifest, digits):
+    pytest.importorskip("pyarrow")
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    encoded = []
+    for image in digits.clean.images:
+        stream = io.BytesIO()
+        Image.fromarray(image[0].numpy()).save(stream, format="PNG")
+        encoded.append({"bytes": stream.getvalue(), "path": None})
+    table = pa.table({"image": encoded, "label": digits.clean.labels.tolist()})
+    pq.write_table(table.slice(0, 150), files / "part-0.parquet")
+    pq.write_table(table.slice(150), files / "part-1.parquet")
+    rows = read_manifest(manifest(row("planted.toml", "part-*.parquet")))
+    (model,) = scan_models(rows, ScanOptions(), HereExecutor())["models"]
+    assert model["verdict"] == "backdoor found"
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+HERE = ("--executor", "here")
+
+
+def test_the_command_shows_a_table_and_keeps_records(run, files, manifest, tmp_path):
+    path = manifest(row("planted.toml", ""), row("twin.toml", ""), row("text.pt", "", **FACTS))
+    where, out = tmp_path / "summary.json", tmp_path / "out"
+    arguments = ("scan", "--manifest", path, "--images", files / "clean.npz", "--out", out, *HERE)
+    code, shown, error = run(*arguments, "--json", where)
+    assert (code, error) == (1, "")
+    heading, planted, twin, text, *rest = shown.splitlines()
+    assert heading.split() == ["model", "verdict", "suspects", "p", "seconds"]
+    assert planted.split()[:4] == ["planted.toml", "backdoor", "found", "4"]
+    assert twin.split()[:4] == ["twin.toml", "nothing", "found", "-"]
+    assert text.split()[:3] == ["text.pt", "not", "usable"]
+    said = " ".join(" ".join(rest).split())
+    assert "text.pt (line 4): " in said and "is a text file" in said
+    assert "3 models: 1 backdoor found, 1 nothing found, 1 not usable." in said
+    record = json.loads(where.read_text())
+    assert record["kind"] == "scan of a manifest" and len(record["models"]) == 3
+    assert record["command"].startswith("bezoar")
+    assert len(list(out.iterdir())) == 2
+    _, shown, _ = run(*arguments)
+    assert "2 of them were scanned by an earlier call." in shown
+    assert run(*arguments, "--quiet")[1] == ""
+    code, shown, _ = run(*arguments, "--json", "-")
+    assert code == 1 and json.loads(shown)["counts"]["not usable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "fail_on", "code"),
+    [
+        (["twin.toml"], "suspicious", 0),
+        (["twin.toml", "planted.toml"], "suspicious", 1),
+        (["twin.toml", "text.pt"], "suspicious", 2),
+        (["planted.toml", "text.pt"], "suspicious", 1),
+        (["planted.toml"], "never", 0),
+        (["planted.toml", "text.pt"], "never", 2),
+    ],
+)
+def test_what_was_found_comes_before_what_could_not_be_used(models, fail_on, code, run, manifest):
+    path = manifest(*(row(model, **(FACTS if model == "text.pt" else {})) for model in models))
+    assert run("scan", "--manifest", path, *HERE, "--fail-on", fail_on, "--quiet")[0] == code
+
+
+def test_the_command_isolates_what_a_model_does_to_its_process(run, manifest, tmp_path):
+    own = {"mean": "0.3", "std": "0.35"}
+    path = manifest(
+        row("twin.safetensors", **own, architecture="net.py:dies"),
+        row("twin.toml"),
+        row("planted.toml"),
+    )
+    limits = ("--executor", "local:1", "--timeout", "120", "--memory-limit", "4")
+    code, shown, _ = run("scan", "--manifest", path, *limits, "--json", "-")
+    first, second, third = json.loads(shown)["models"]
+    assert code == 1 and third["verdict"] == "backdoor found"
+    assert first["failed"]["kind"] == "crash" and second["verdict"] == "nothing found"
+
+
+@pytest.mark.slow
+def test_the_command_gives_up_on_time_and_on_memory(run, manifest):
+    own = {"mean": "0.3", "std": "0.35"}
+    path = manifest(*(row("twin.pt", **own, architecture=f"net.py:{f}") for f in ("hangs", "eats")))
+    limits = ("--executor", "local:1", "--timeout", "15", "--memory-limit", "4", "--threads", "1")
+    code, shown, _ = run("scan", "--manifest", path, *limits, "--json", "-")
+    hangs, eats = (model["failed"] for model in json.loads(shown)["models"])
+    assert code == 2
+    assert hangs["reason"] == "still running after 15 s" and "MemoryError" in eats["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("scan", "no model is given; give one, or many as --manifest"),
+        ("scan {files}/planted.toml", "a scan needs clean images of the task; give them as"),
+        ("scan {files}/planted.toml --manifest {csv}", "a model is given beside --manifest"),
+        ("scan --manifest {csv} --report {out}/r.html", "--report is given beside --manifest"),
+        ("scan --manifest {csv} --limit 0", "--limit is 0; expected at least 1"),
+        ("scan --manifest {csv} --methods tca", "perhaps you meant 'tac'"),
+        ("scan --manifest {csv} --timeout 0", "--timeout is 0.0; expected more than 0"),
+        ("scan --manifest {csv} --memory-limit -1", "--memory-limit is -1.0"),
+        ("scan --manifest {csv} --threads 0", "--threads is 0"),
+        ("scan --manifest {csv} --executor dask", "there is no executor 'dask'"),
+        ("scan --manifest {csv} --executor here --timeout 5", "tasks in this process cannot be"),
+        ("scan --manifest {csv} --json {csv}", "never overwritten"),
+        ("scan --manifest {csv} --json {files}/planted.safetensors", "never overwritten"),
+        ("scan --manifest {csv} --json {out}/none/s.json", "does not exist"),
+        ("scan --manifest {csv} --out {csv}", "cannot be made: File exists"),
+        ("scan --manifest {files}/none.csv", "none.csv cannot be read"),
+        ("scan {files}/planted.toml --images {files}/clean.npz --out {out}/o", "--out goes with"),
+        ("scan {files}/planted.toml --images {files}/clean.npz --timeout 5", "--timeout goes with"),
+    ],
+)
+def test_one_clear_sentence_and_nothing_written(arguments, said, run, files, manifest, tmp_path):
+    path = manifest(row("planted.toml"))
+    before = sorted(tmp_path.rglob("*"))
+    places = {"files": files, "csv": path, "out": tmp_path}
+    code, shown, error = run(*(part.format(**places) for part in arguments.split()))
+    assert (code, shown) == (2, "")
+    assert error.startswith("bezoar: ") and error.count("\n") == 1 and said in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_on_ray(files, manifest, tmp_path):
+    """Models, images and networks of one's own come out of the cluster."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bezoar[ray]'")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.1"}
+    (files / "alone.py").write_text(
+        "from bezoar import networks\ndef build():\n    return networks.build('small-cnn')\n"
+    )
+    (files / "dies.py").write_text("import os\ndef build():\n    os._exit(3)\n")
+    own = {"mean": "0.3", "std": "0.35"}
+    rows = read_manifest(
+        manifest(
+            row("planted.toml"),
+            row("twin.safetensors", **own, architecture="alone.py:build"),
+            row("twin.safetensors", **own, architecture="dies.py:build"),
+            row("text.pt", **FACTS),
+        )
+    )
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        executor = RayExecutor(address=cluster.address, max_retries=1, timeout_s=60)
+        summary = scan_models(rows, ScanOptions(), executor, out=tmp_path / "out")
+    finally:
+        cluster.shutdown()
+    verdicts = [model.get("verdict") for model in summary["models"]]
+    assert verdicts == ["backdoor found", "nothing found", None, None]
+    assert summary["models"][2]["failed"]["kind"] == "crash"
+    assert "is a text file" in summary["models"][3]["failed"]["reason"]
+    kept = json.loads(next((tmp_path / "out").glob("twin-*.json")).read_text())
+    assert kept["model"]["file"] == str(files / "twin.safetensors")
+    assert kept["model"]["architecture"] == f"{files / 'alone.py'}:build"
+    assert kept["images"]["source"] == str(files / "clean.npz")
