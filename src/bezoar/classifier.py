@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bezoar.device import evaluation_batch
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.splitting import Split, deepest_map, split_at
@@ -125,16 +126,18 @@ class Classifier:
             for module, training in flags:
                 module.training = training
 
-    def logits(self, images: ImageSet, *, batch_size: int = BATCH) -> Tensor:
+    def logits(self, images: ImageSet, *, batch_size: int | None = None) -> Tensor:
         """Logits (n, classes) of a whole set: eval mode, no gradients, ``float32``."""
         self.trace(images.shape)
+        batch_size = batch_size or evaluation_batch(self.device)
         with self.evaluating(), torch.inference_mode():
             parts = [self(batch) for batch, _ in images.batches(batch_size, device=self.device)]
         return torch.cat(parts).float().clone()
 
-    def survey(self, images: ImageSet, *, batch_size: int = BATCH) -> tuple[Tensor, Tensor]:
+    def survey(self, images: ImageSet, *, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
         """Logits (n, classes) and features (n, d) of a whole set from one pass over it."""
         self.trace(images.shape)
+        batch_size = batch_size or evaluation_batch(self.device)
         logits, features = [], []
         with self.evaluating(), torch.inference_mode():
             for batch, _ in images.batches(batch_size, device=self.device):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bezoar.attacks import Attack
-from bezoar.classifier import BATCH, Classifier
+from bezoar.classifier import Classifier
+from bezoar.device import evaluation_batch
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.metrics import (
@@ -43,7 +44,7 @@ class Scores:
 
 
 def evaluate(
-    classifier: Classifier, images: ImageSet, attack: Attack, *, batch_size: int = BATCH
+    classifier: Classifier, images: ImageSet, attack: Attack, *, batch_size: int | None = None
 ) -> Scores:
     """Measures ``classifier`` on labelled test images, clean and stamped.
 
@@ -56,6 +57,7 @@ def evaluate(
     """
     labels = images.require_labels("evaluation")
     classifier.trace(images.shape)
+    batch_size = batch_size or evaluation_batch(classifier.device)
     images.class_counts(classifier.num_classes)
     stamped_answers, wanted, truths = [], [], []
     # Stamped ones first, because a trigger that does not fit shows at the first batch.
