@@ -44,7 +44,9 @@ def test_the_results_have_the_documented_fields():
 
     finding = {"verdict", "suspects", "ranking", "p_values", "evidence", "deciding", "record"}
     assert fields(bezoar.Finding) == finding
-    assert fields(bezoar.Repair) == {"classifier", "record", "evidence", "synthetic"}
+    assert fields(bezoar.Repair) == {
+        *("classifier", "record", "evidence", "synthetic", "alternatives"),
+    }
     assert fields(bezoar.Scores) >= {"acc", "asr", "ra"}
 
 

@@ -57,12 +57,15 @@ COMMANDS = {
     "evaluate": cli.Evaluate,
     "attack": cli.Attack,
     "attack pool": cli.AttackPool,
+    "bench run": cli.BenchRun,
+    "bench table": cli.BenchTable,
     "generator train": cli.GeneratorTrain,
     "generator show": cli.GeneratorShow,
     "methods": cli.Methods,
     "attacks": cli.Attacks,
 }
 POSITIONAL = {"model", ("attack", "attack"), ("attack pool", "spec"), ("methods", "name")}
+POSITIONAL |= {("bench run", "grid"), ("bench table", "grid")}
 POSITIONAL |= {("attacks", "name"), ("sift", "suspects"), ("generator show", "file")}
 
 

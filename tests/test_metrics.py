@@ -90,3 +90,29 @@ def test_scores_that_are_missing_are_an_error(bad):
 def test_a_false_positive_rate_of_one_is_refused():
     with pytest.raises(InputError, match="outside"):
         metrics.tpr_at_fpr(torch.zeros(2), torch.zeros(2), 1.0)
+
+
+def test_the_interval_of_a_fall_is_newcombe_s():
+    # Newcombe 1998, table II, row (a): 56/70 against 48/80, method 10: 0.0524 to 0.3339
+    fell = metrics.fall(metrics.rate(56, 70), metrics.rate(48, 80))
+    assert fell.value == pytest.approx(0.2)
+    assert (round(fell.low, 4), round(fell.high, 4)) == (0.0524, 0.3339)
+
+
+def test_der_s_interval_holds_it_and_narrows_with_more_images():
+    def der(n):
+        acc, acc_after = metrics.rate(9 * n, 10 * n), metrics.rate(8 * n, 10 * n)
+        asr, asr_after = metrics.rate(10 * n, 10 * n), metrics.rate(n, 10 * n)
+        return metrics.defense_effectiveness_interval(acc, acc_after, asr, asr_after)
+
+    few, many = der(10), der(1000)
+    assert few.value == pytest.approx((0.9 - 0.1 + 1) / 2)
+    assert few.low < many.low < many.value < many.high < few.high
+
+
+def test_der_s_interval_knows_that_gains_in_accuracy_do_not_count():
+    better = metrics.defense_effectiveness_interval(
+        metrics.rate(80, 100), metrics.rate(90, 100), metrics.rate(50, 100), metrics.rate(50, 100)
+    )
+    assert better.value == 0.5
+    assert better.low >= 0.45, "an accuracy that rose for certain cannot lower DER by its noise"

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from bezoar.commands.attack import Attack, AttackPool
+from bezoar.commands.bench import BenchRun, BenchTable
 from bezoar.commands.clean import Clean
 from bezoar.commands.demo import Demo
 from bezoar.commands.evaluate import Evaluate
@@ -31,12 +32,20 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Attack, tyro.conf.subcommand("attack")]
     | Annotated[AttackPool, tyro.conf.subcommand("attack pool")]
+    | Annotated[BenchRun, tyro.conf.subcommand("bench run")]
+    | Annotated[BenchTable, tyro.conf.subcommand("bench table")]
     | Annotated[GeneratorTrain, tyro.conf.subcommand("generator train")]
     | Annotated[GeneratorShow, tyro.conf.subcommand("generator show")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[Attacks, tyro.conf.subcommand("attacks")]
 )
-_OF_TWO_WORDS = {("attack", "pool"), ("generator", "train"), ("generator", "show")}
+_OF_TWO_WORDS = {
+    ("attack", "pool"),
+    ("bench", "run"),
+    ("bench", "table"),
+    ("generator", "train"),
+    ("generator", "show"),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

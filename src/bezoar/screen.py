@@ -154,3 +154,57 @@ def print_pool(entries: list[dict[str, Any]], failed: dict[str, str]) -> None:
 
 
 _RATES = ("acc", "asr", "twin_asr")
+
+
+def print_fleet(summary: dict[str, Any]) -> None:
+    """The scan of a manifest: one line a model, the reasons of those that failed, and the sum."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "verdict", "suspects", "p", "seconds"):
+        table.add_column(name, justify="right" if name in ("p", "seconds") else "left")
+    for model in summary["models"]:
+        seconds = f"{model['seconds']:.1f}"
+        if "failed" in model:
+            table.add_row(model["model"], "not usable", "-", "-", seconds)
+            continue
+        p = f"{model['p']:.4f}" if model["p"] >= 1e-4 else "< 0.0001"
+        suspects = ", ".join(model["suspect_names"]) or "-"
+        table.add_row(model["model"], model["verdict"], suspects, p, seconds)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for model in summary["models"]:
+        if "failed" in model:
+            console.print(f"{model['model']} (line {model['line']}): {model['failed']['reason']}")
+    counts = summary["counts"]
+    order = ("backdoor found", "suspicious", "nothing found", "not usable")
+    told = ", ".join(f"{counts[name]} {name}" for name in order if name in counts)
+    console.print(f"{len(summary['models'])} models: {told}.")
+    before = sum(model.get("scanned") == "before" for model in summary["models"])
+    if before:
+        console.print(f"{before} of them were scanned by an earlier call.")
+
+
+def print_bench(summary: dict[str, Any], planned: int, out: str) -> None:
+    """How many runs have a result, and what went wrong with the others."""
+    failed, unwritten = summary["failed"], summary["unwritten"]
+    print(
+        f"{summary['done']} of {planned} runs are done, {summary['ran']} of them by this call in "
+        f"{summary['seconds']:.0f} s; {len(failed)} failed."
+    )
+    for reason, keys in _by_reason(failed).items():
+        shown = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+        print(f"failed: {len(keys)} x {reason} ({shown})")
+    for key in summary["renewed"]:
+        print(f"Note: the file of run {key} was damaged; the run was done again.")
+    for key, reason in unwritten.items():
+        print(f"not written: {key}: {reason}")
+    print(f"Results: {out}")
+
+
+def _by_reason(failed: dict[str, str]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for key, reason in failed.items():
+        reasons.setdefault(reason, []).append(key)
+    return reasons

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeGuard
 
@@ -72,6 +72,10 @@ class Evidence:
         return None if self.carried is None or missing else self.carried[k]
 
 
+Alternatives = Callable[[], Iterator[tuple[str, Classifier]]]
+"""Yields (setting, classifier): what a sweep of a method's threshold went past, mildest first."""
+
+
 @dataclass(frozen=True)
 class Repair:
     """A repaired classifier and the record of how it came about.
@@ -83,12 +87,16 @@ class Repair:
         synthetic: some of the images that the method made up, or found, to work on, with the
             original's answers, or the classes they were made for, as labels; None where it made
             none.
+        alternatives: of a method that sweeps a threshold, the repairs of the other thresholds, made
+            one after another when asked for. The method chose by clean images; who knows the true
+            trigger can tell from these what the best choice would have been (the *oracle*).
     """
 
     classifier: Classifier
     record: dict[str, Any]
     evidence: tuple[Evidence, ...] = ()
     synthetic: ImageSet | None = None
+    alternatives: Alternatives | None = None
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,6 +119,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cost: ClassVar[str] = ""
     inspects: ClassVar[bool] = False
     purifies: ClassVar[bool] = False  # the repair is a purifier in front of untouched weights
+    sweeps: ClassVar[bool] = False  # a threshold, and its repairs have ``alternatives``
 
     @classmethod
     def published(cls) -> Self:

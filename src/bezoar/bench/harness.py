@@ -1,0 +1,294 @@
+"""Does the runs of a benchmark that are missing, on any executor, and writes each at once.
+
+First the references: a model that cannot be loaded fails there, and the runs that need it are
+written down as failed with that reason instead of being tried one by one. Every outcome becomes one
+file as soon as it is there, so whatever ends the harness costs no more than the runs in work.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+import bezoar
+from bezoar.bench import material
+from bezoar.bench.grid import BenchGrid, chosen, open_grid_pool
+from bezoar.bench.reported import reported_for
+from bezoar.bench.results import FOLDER, KIND, damaged, read_result, write_result
+from bezoar.bench.running import run_one
+from bezoar.bench.runs import NO_DEFENSE, Plan, PlannedRun, plan
+from bezoar.errors import InputError
+from bezoar.executors import Done, Executor, Outcome, Task
+from bezoar.methods import methods
+from bezoar.pools import Pool, PoolSpec, make_pool
+
+POOL = "pool"  # below the results, where the grid says how the models are made
+IMAGES = "images"  # below the results: prepared files, which may be deleted at any time
+
+Finished = Callable[[dict[str, Any], int, int], None]
+"""Called with the record of a finished run, the number of finished ones, and of all."""
+
+
+@dataclass
+class Summary:
+    """How a benchmark went.
+
+    Attributes:
+        done: runs whose result is there, those of earlier calls included.
+        failed: address → reason.
+        unwritten: address → why its result could not be written; it is lost.
+        renewed: addresses whose file was damaged and was made anew.
+        ran: how many were run by this call.
+        seconds: of this call.
+        working_seconds: that executors reported for the runs of this call.
+    """
+
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    unwritten: dict[str, str] = field(default_factory=dict)
+    renewed: list[str] = field(default_factory=list)
+    ran: int = 0
+    seconds: float = 0.0
+    working_seconds: float = 0.0
+
+    def as_record(self) -> dict[str, Any]:
+        """The plain form."""
+        return {
+            "kind": "bench",
+            "done": self.done,
+            "failed": self.failed,
+            "unwritten": self.unwritten,
+            "renewed": self.renewed,
+            "ran": self.ran,
+            "seconds": self.seconds,
+            "working_seconds": self.working_seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark ready to run: what is to be done, and with which files.
+
+    Attributes:
+        plan: the runs.
+        pool: the models.
+        images: data set → its prepared file.
+        public: model → prepared public images in its size.
+    """
+
+    plan: Plan
+    pool: Pool
+    images: dict[str, material.Material]
+    public: dict[str, Path]
+
+
+def make_ready(
+    grid: BenchGrid, out: Path, *, beside: Path | None = None, executor: Executor | None = None
+) -> Bench:
+    """Makes the grid's pool if it has none yet, opens the images, and plans the runs.
+
+    Args:
+        grid: what to run.
+        out: the folder of the results.
+        beside: where relative names in the grid are looked for; by default the working directory.
+        executor: trains the models of a grid that describes its own pool; with None they must be
+            there.
+
+    Raises:
+        InputError: the pool, the images or the budgets cannot be used.
+    """
+    if isinstance(grid.pool, PoolSpec) and executor is not None:
+        made = make_pool(grid.pool, out / POOL, executor)
+        if not made.entries:
+            reasons = "; ".join(f"{name}: {why}" for name, why in made.failed.items())
+            raise InputError(f"no model of the grid's pool could be made: {reasons}")
+    pool = open_grid_pool(grid, out / POOL)
+    entries = chosen(grid, pool)
+    folder = out / IMAGES
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (out / FOLDER).mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made: {error.strerror or error}") from error
+    names = dict.fromkeys(entry.data for entry in entries)
+    images = {data: material.prepare(data, folder, test_images=grid.test_images) for data in names}
+    for data, ready in images.items():
+        if max(grid.images) > ready.rest:
+            raise InputError(
+                f"images asks for {max(grid.images)} clean images, and {data} has {ready.rest} "
+                f"beside the {grid.test_images} that measure"
+            )
+    public: dict[str, Path] = {}
+    if grid.public is not None:
+        for entry in entries:
+            shape = images[entry.data].shape
+            public[entry.name] = material.prepare_public(
+                grid.public, beside or Path(), folder, shape
+            )
+    hashes = {data: ready.sha256 for data, ready in images.items()}
+    return Bench(plan(grid, pool, entries, hashes), pool, images, public)
+
+
+def run(
+    bench: Bench,
+    out: Path,
+    executor: Executor,
+    *,
+    device: str | None = None,
+    retry: bool = False,
+    finished: Finished | None = None,
+    progress: Callable[[str, str, float], None] | None = None,
+) -> Summary:
+    """Does what is missing.
+
+    Args:
+        bench: what to run.
+        out: the folder of the results.
+        executor: where the runs happen.
+        device: where each computes; by default the accelerator, else the CPU.
+        retry: also do again what failed before; otherwise a failure is a result.
+        finished: called after each run.
+        progress: called with a run's address, what it does, and the share that is finished.
+    """
+    started = time.perf_counter()
+    summary = Summary()
+    planned = bench.plan.runs
+    state = {one.key: read_result(out, one) for one in planned}
+    summary.renewed = [one.key for one in planned if damaged(out, one)]
+
+    def missing(one: PlannedRun) -> bool:
+        found = state[one.key]
+        return found is None or (retry and found["state"] == "failed")
+
+    def note(one: PlannedRun, record: dict[str, Any]) -> None:
+        state[one.key] = record
+        try:
+            write_result(out, record)
+        except InputError as error:
+            summary.unwritten[one.key] = str(error)
+        if finished is not None:
+            finished(record, sum(found is not None for found in state.values()), len(planned))
+
+    def do(runs: Iterable[PlannedRun]) -> None:
+        by_key = {one.key: one for one in runs}
+        tasks = [_task(bench, one, _before(bench, one, state), device) for one in by_key.values()]
+        for key, outcome in executor.run(tasks, progress=progress):
+            summary.ran += 1
+            summary.working_seconds += outcome.seconds
+            note(by_key[key], record_of(by_key[key], outcome, executor))
+
+    do(one for one in bench.plan.references if missing(one))
+    able = []
+    for one in bench.plan.others:
+        if not missing(one):
+            continue
+        reason = _unusable(bench, one, state)
+        if reason is None:
+            able.append(one)
+        else:
+            failure = {"kind": "error", "message": reason, "traceback": "", "seconds": 0.0}
+            note(one, _facts(one, executor) | {"state": "failed", "failure": failure})
+    do(able)
+    for one in planned:
+        found = state[one.key]
+        if found is not None and found["state"] == "failed":
+            summary.failed[one.key] = found["failure"]["message"]
+    summary.done = sum(f is not None and f["state"] == "done" for f in state.values())
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def record_of(planned: PlannedRun, outcome: Outcome, executor: Executor) -> dict[str, Any]:
+    """The content of a result file."""
+    facts = _facts(planned, executor)
+    if isinstance(outcome, Done):
+        return facts | {"state": "done", **outcome.value}
+    return facts | {"state": "failed", "failure": msgspec.to_builtins(outcome)}
+
+
+def _facts(planned: PlannedRun, executor: Executor) -> dict[str, Any]:
+    """What is known of a run before it runs."""
+    entry, name = planned.entry, planned.run.method["name"]
+    return {
+        "kind": KIND,
+        "key": planned.key,
+        "config": msgspec.to_builtins(planned.run),
+        "label": planned.label,
+        "role": planned.role,
+        "seed": planned.run.seed,
+        "needs": methods.get(name).needs if planned.role != "reference" else None,
+        "model": {
+            name: value
+            for name, value in msgspec.to_builtins(entry).items()
+            if name in ("name", "half", "status", "data", "network", "attack", "target", "rate")
+        },
+        "reported": reported_for(name, entry.attack, entry.data),
+        "versions": {
+            "bezoar": bezoar.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": platform.machine(),
+        "executor": repr(executor),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _task(
+    bench: Bench, planned: PlannedRun, before: dict[str, Any] | None, device: str | None
+) -> Task:
+    entry, grid = planned.entry, bench.plan.grid
+    files = {
+        "model": str(bench.pool.folder / entry.name),
+        "images": str(bench.images[entry.data].file),
+    }
+    if planned.run.public is not None and entry.name in bench.public:
+        files["public"] = str(bench.public[entry.name])
+    arguments: dict[str, Any] = {"config": msgspec.to_builtins(planned.run), "device": device}
+    if planned.role == "reference" and entry.twin is not None:
+        files["twin"] = str(bench.pool.folder / entry.twin)
+    if planned.run.public is not None and grid.generator is not None:
+        files["generator"] = str(Path(grid.generator).parent)
+        arguments["generator_name"] = Path(grid.generator).name
+    if before is not None:
+        arguments["before"] = before
+    return Task(key=planned.key, function=run_one, arguments=arguments, files=files)
+
+
+def _no_defense(bench: Bench, planned: PlannedRun) -> PlannedRun:
+    return next(
+        one
+        for one in bench.plan.references
+        if one.label == NO_DEFENSE and one.entry.name == planned.entry.name
+    )
+
+
+def _before(
+    bench: Bench, planned: PlannedRun, state: dict[str, dict[str, Any] | None]
+) -> dict[str, Any] | None:
+    """The scores of the model itself, which are measured once for all its runs."""
+    found = state[_no_defense(bench, planned).key]
+    if planned.role == "reference" or found is None or found["state"] != "done":
+        return None
+    after: dict[str, Any] = found["after"]
+    return after
+
+
+def _unusable(
+    bench: Bench, planned: PlannedRun, state: dict[str, dict[str, Any] | None]
+) -> str | None:
+    """Why a run cannot be done; None where it can."""
+    found = state[_no_defense(bench, planned).key]
+    if found is None:
+        return "its model was not measured"
+    if found["state"] == "failed":
+        return f"its model cannot be used: {found['failure']['message']}"
+    return None

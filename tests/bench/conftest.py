@@ -1,0 +1,69 @@
+"""A small pool of digit networks, and an executor that runs in this process."""
+
+import pytest
+
+from bezoar.bench import read_grid
+from bezoar.executors import make_executor
+from bezoar.pools import make_pool, read_spec
+
+POOL = """
+[recipe]
+epochs = 8
+batch_size = 64
+learning_rate = 0.1
+schedule = "one-cycle"
+clip_norm = 5.0
+[[grid]]
+data = "digits"
+networks = ["bezoar:small-cnn"]
+arguments = { width = 16 }
+attacks = ["bad-nets:size=2"]
+targets = [3]
+half = "held-out"
+[[grid]]
+data = "digits"
+networks = ["bezoar:small-cnn"]
+arguments = { width = 16 }
+seeds = [0, 1]
+half = "held-out"
+"""
+
+GRID = """
+pool = "pool"
+methods = ["ft:recipe.epochs=1", "clp"]
+images = [60]
+seeds = [0]
+test_images = 200
+control_epochs = [1, 3]
+"""
+
+
+@pytest.fixture(scope="session")
+def pool_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench") / "pool"
+    (folder.parent / "pool.toml").write_text(POOL)
+    pool = make_pool(read_spec(folder.parent / "pool.toml"), folder, make_executor("here"))
+    assert not pool.failed
+    assert {entry.status for entry in pool.entries} == {"clean", "backdoored"}
+    return folder
+
+
+@pytest.fixture
+def write_grid(pool_folder, tmp_path):
+    """Writes a grid's file beside (a link to) the pool; changes replace whole lines."""
+
+    def write(**changes):
+        (tmp_path / "pool").unlink(missing_ok=True)
+        (tmp_path / "pool").symlink_to(pool_folder)
+        lines = dict(line.split(" = ", 1) for line in GRID.strip().splitlines())
+        lines |= {key: value for key, value in changes.items() if value is not None}
+        file = tmp_path / "grid.toml"
+        file.write_text("".join(f"{key} = {value}\n" for key, value in lines.items()))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def grid(write_grid):
+    return read_grid(write_grid())

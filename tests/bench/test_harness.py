@@ -1,0 +1,210 @@
+"""Running a grid: only what is missing, nothing lost, one failure alone."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from bezoar import bench
+from bezoar.bench import harness, material
+from bezoar.bench.results import path_of
+from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE
+from bezoar.errors import InputError
+from bezoar.executors import make_executor
+
+HERE = make_executor("here")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture
+def ready(grid, out, write_grid):
+    return bench.make_ready(grid, out)
+
+
+def records(ready, out):
+    found = {one.key: bench.read_result(out, one) for one in ready.plan.runs}
+    return {key: record for key, record in found.items() if record is not None}
+
+
+def named(ready, label, status="backdoored"):
+    return next(one for one in ready.plan.runs if one.label == label and one.entry.status == status)
+
+
+def test_every_run_has_one_file_with_everything_in_it(ready, out):
+    told = []
+    summary = bench.run(ready, out, HERE, finished=lambda *values: told.append(values[1:]))
+    planned = ready.plan.runs
+    # 3 models: no defense; 1 twin; clp; two lengths of fine-tuning, one of them asked for.
+    assert len(planned) == 3 + 1 + 3 + 2 * 3
+    assert summary.done == summary.ran == len(planned) and not summary.failed
+    assert told[-1] == (len(planned), len(planned))
+    record = json.loads(path_of(out, named(ready, "ft:recipe.epochs=1").key).read_text())
+    assert record["state"] == "done"
+    for name in ("acc", "asr", "ra"):
+        rate = record["after"][name]
+        assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
+    assert record["config"]["method"]["recipe"]["epochs"] == 1
+    assert record["seconds"] > 0 and record["processor_seconds"] > 0
+    assert record["peak_memory"]["bytes"] > 0
+    assert {"bezoar", "torch"} <= record["versions"].keys()
+    assert record["images"]["clean"] == 60 and record["images"]["test"] == 199
+    assert record["before"]["asr"]["value"] >= 0.9
+    assert record["der"]["low"] <= record["der"]["value"] <= record["der"]["high"]
+
+
+def test_no_defense_and_the_clean_twin_are_always_there(ready, out):
+    bench.run(ready, out, HERE)
+    found = records(ready, out)
+    nothing, twin = (found[named(ready, label).key] for label in (NO_DEFENSE, CLEAN_TWIN))
+    assert nothing["after"]["asr"]["value"] >= 0.9
+    assert twin["after"]["asr"]["value"] <= 0.3
+    rows = bench.summarise(ready.plan, found)["rows"]
+    assert [row["label"] for row in rows[:2]] == [NO_DEFENSE, CLEAN_TWIN]
+    assert rows[0]["der"]["mean"] == 0.5
+
+
+def test_a_rerun_does_nothing(ready, out):
+    bench.run(ready, out, HERE)
+    again = bench.run(ready, out, HERE)
+    assert again.ran == 0 and again.done == len(ready.plan.runs)
+
+
+def test_a_larger_grid_does_only_what_is_new(ready, out, write_grid):
+    bench.run(ready, out, HERE)
+    larger = bench.make_ready(bench.read_grid(write_grid(images="[60, 40]")), out)
+    missing = [one for one in larger.plan.runs if bench.read_result(out, one) is None]
+    assert {one.run.images for one in missing} == {40}
+    assert len(missing) == 2 * 3
+
+
+def test_another_setting_is_another_run(ready, write_grid, out):
+    def key_of(**changes):
+        plan = bench.make_ready(bench.read_grid(write_grid(**changes)), out).plan
+        return next(one.key for one in plan.runs if one.label.startswith("ft") and one.run.images)
+
+    first = key_of()
+    assert first == key_of()
+    assert first == key_of(methods='["ft:recipe.epochs=1"]'), "neighbours in the grid have no say"
+    others = [
+        key_of(methods='["ft:recipe.epochs=2"]'),
+        key_of(images="[50]"),
+        key_of(seeds="[1]"),
+        key_of(test_images="100"),
+    ]
+    assert len({first, *others}) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut short", "of another run", "empty"])
+def test_a_damaged_result_file_is_done_again_and_told(damage, ready, out):
+    bench.run(ready, out, HERE)
+    one, other = ready.plan.others[:2]
+    file = path_of(out, one.key)
+    whole = file.read_text()
+    broken = {
+        "cut short": whole[: len(whole) // 2],
+        "of another run": path_of(out, other.key).read_text(),
+        "empty": "",
+    }
+    file.write_text(broken[damage])
+    again = bench.run(ready, out, HERE)
+    assert again.ran == 1 and again.renewed == [one.key]
+    assert bench.read_result(out, one)["key"] == one.key
+
+
+def test_an_interruption_loses_no_finished_run(ready, tmp_path):
+    (tmp_path / "runs").mkdir()
+
+    def stop(_record, done, _total):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(ready, tmp_path, HERE, finished=stop)
+    assert len(records(ready, tmp_path)) == 6
+    assert bench.run(ready, tmp_path, HERE).ran == len(ready.plan.runs) - 6
+
+
+@pytest.fixture
+def broken_pool(pool_folder, tmp_path):
+    """The pool with one model whose weights are no weights."""
+    folder = tmp_path / "broken"
+    shutil.copytree(pool_folder, folder)
+    (model,) = folder.glob("*bad-nets*")
+    (model / "weights.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+def test_a_model_that_does_not_load_fails_alone_and_is_tried_once(
+    broken_pool, write_grid, tmp_path
+):
+    out = tmp_path / "results"
+    ready = bench.make_ready(bench.read_grid(write_grid(pool=f'"{broken_pool}"')), out)
+    summary = bench.run(ready, out, HERE)
+    found = records(ready, out)
+    broken = [
+        found[one.key] for one in ready.plan.runs if one.entry.attack and one.label != CLEAN_TWIN
+    ]
+    assert {record["state"] for record in broken} == {"failed"}
+    assert summary.done == len(ready.plan.runs) - len(broken)
+    reasons = {record["failure"]["message"] for record in broken}
+    assert len([r for r in reasons if "its model cannot be used" in r]) == 1
+    assert summary.ran == len(ready.plan.runs) - len(broken) + 1, "only the reference was tried"
+    again = bench.run(ready, out, HERE)
+    assert again.ran == 0 and len(again.failed) == len(broken), "a failure is a result"
+    assert bench.run(ready, out, HERE, retry=True).ran == 1
+    row = bench.summarise(ready.plan, found)["rows"][0]
+    assert row["failed"] == 1
+
+
+def test_a_full_disk_costs_the_results_that_do_not_fit_and_no_more(ready, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    full = named(ready, "clp").key
+    write = harness.write_result
+
+    def fails(out, record):
+        if record["key"] == full:
+            raise InputError("cannot be written: No space left on device")
+        write(out, record)
+
+    monkeypatch.setattr(harness, "write_result", fails)
+    summary = bench.run(ready, tmp_path, HERE)
+    assert summary.unwritten == {full: "cannot be written: No space left on device"}
+    assert len(records(ready, tmp_path)) == len(ready.plan.runs) - 1
+    monkeypatch.undo()
+    assert bench.run(ready, tmp_path, HERE).ran == 1
+
+
+def test_more_images_than_there_are_is_said_before_any_run(write_grid, out):
+    with pytest.raises(InputError, match="images asks for 5000 clean images, and digits has"):
+        bench.make_ready(bench.read_grid(write_grid(images="[5000]")), out)
+    with pytest.raises(InputError, match="test_images is 400 and the test split of digits has 359"):
+        bench.make_ready(bench.read_grid(write_grid(test_images="400")), out)
+
+
+def test_no_clean_image_is_a_test_image(ready):
+    rest, test = material.divided(str(ready.images["digits"].file), 200)
+
+    def prints(images):
+        return {row.tobytes() for row in images.images.flatten(1).numpy()}
+
+    assert len(rest) + len(test) == 359 and len(test) == 199
+    assert not prints(rest.sample(60, seed=3)) & prints(test)
+    assert torch.equal(rest.sample(60, seed=3).images, rest.sample(60, seed=3).images)
+
+
+def test_a_grid_can_make_its_own_pool(write_grid, tmp_path):
+    from conftest import POOL
+
+    out = tmp_path / "own"
+    file = write_grid()
+    tables = POOL.replace("[[grid]]", "[[pool.grid]]").replace("[recipe]", "[pool.recipe]")
+    lines = [x for x in file.read_text().splitlines() if not x.startswith("pool")]
+    file.write_text("\n".join(lines) + tables.replace("epochs = 8", "epochs = 1"))
+    ready = bench.make_ready(bench.read_grid(file), out, executor=HERE)
+    assert len(ready.plan.entries) == 3
+    assert (out / "pool" / "index.json").exists()
