@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bezoar.records import write_text
+from bezoar.report import words
 from bezoar.report.page_view import read_page
 from bezoar.report.pictures import Picture
 
@@ -46,7 +47,7 @@ def render(
     True
     """
     page = read_page(record, pictures)
-    return _environment().get_template("page.html.j2").render(page=page, sheet=sheet)
+    return environment().get_template("page.html.j2").render(page=page, sheet=sheet)
 
 
 def write(path: str | os.PathLike[str], html: str) -> None:
@@ -59,11 +60,14 @@ def write(path: str | os.PathLike[str], html: str) -> None:
 
 
 @functools.cache
-def _environment() -> Environment:
-    return Environment(
+def environment() -> Environment:
+    """The templates of the pages: everything is escaped, and a missing name is an error."""
+    found = Environment(
         loader=PackageLoader("bezoar.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["pieces"] = words.pieces
+    return found

@@ -6,6 +6,7 @@ A number that is missing, NaN or infinite is a dash.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -14,18 +15,30 @@ from bezoar.report import fields
 DASH = "\u2013"
 TIMES = "\u00d7"
 MINUS = "\u2212"
-_SPACE = "\u00a0"  # keeps a number and its unit on one line
+SPACE = "\u00a0"  # keeps a number and its unit on one line
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def percent(share: float | None) -> str:
     """A share in [0, 1] as a percentage with one decimal: ``84.8 %``."""
-    return DASH if share is None else f"{_signed(100 * share, 1)}{_SPACE}%"
+    return DASH if share is None else f"{_signed(100 * share, 1)}{SPACE}%"
+
+
+def in_percent(share: float | None) -> str:
+    """A share in per cent without the sign, for columns whose head says so: ``84.8``."""
+    return DASH if share is None else _signed(100 * share, 1)
+
+
+def span(low: float | None, high: float | None) -> str:
+    """The ends of an interval for such a column: ``−0.4 to 1.2``, or nothing without both."""
+    if low is None or high is None:
+        return ""
+    return f"{in_percent(low)}{SPACE}to{SPACE}{in_percent(high)}"
 
 
 def points(share: float | None) -> str:
     """A difference of two shares in percentage points: ``1.2 points``."""
-    return DASH if share is None else f"{_signed(100 * share, 1)}{_SPACE}points"
+    return DASH if share is None else f"{_signed(100 * share, 1)}{SPACE}points"
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -40,7 +53,7 @@ def p_value(value: float | None) -> str:
     if value is None:
         return DASH
     if value < 0.0001:
-        return f"<{_SPACE}0.0001"
+        return f"<{SPACE}0.0001"
     if value >= 1:
         return "1"
     return f"{value:.{2 if value >= 0.1 else 3 if value >= 0.001 else 4}f}"
@@ -51,16 +64,16 @@ def seconds(value: float | None) -> str:
     if value is None or value < 0:
         return DASH
     if value < 0.0995:
-        return f"{1000 * value:.{0 if value >= 0.00095 else 1}f}{_SPACE}ms"
+        return f"{1000 * value:.{0 if value >= 0.00095 else 1}f}{SPACE}ms"
     if value < 9.95:
-        return f"{value:.{2 if value < 0.995 else 1}f}{_SPACE}s"
+        return f"{value:.{2 if value < 0.995 else 1}f}{SPACE}s"
     if value < 119.5:
-        return f"{value:.0f}{_SPACE}s"
+        return f"{value:.0f}{SPACE}s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
-        return f"{minutes}{_SPACE}min{_SPACE}{rest}{_SPACE}s"
+        return f"{minutes}{SPACE}min{SPACE}{rest}{SPACE}s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}{_SPACE}h{_SPACE}{minutes:02}{_SPACE}min"
+    return f"{hours:,}{SPACE}h{SPACE}{minutes:02}{SPACE}min"
 
 
 def count(value: float | None) -> str:
@@ -83,7 +96,7 @@ def measure(value: float | None, decimals: int | None = None) -> str:
     if size < 1e-4 or size >= 1e7:
         mantissa, exponent = f"{value:.1e}".split("e")
         mantissa = mantissa.replace("-", MINUS)
-        return f"{mantissa}{_SPACE}{TIMES}{_SPACE}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+        return f"{mantissa}{SPACE}{TIMES}{SPACE}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
     if decimals is None:
         decimals = column_decimals([value])
     return _signed(value, decimals)
@@ -120,6 +133,15 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     if len(names) > 1:
         return f"{', '.join(names[:-1])} and {names[-1]}"
     return names[0] if names else ""
+
+
+def pieces(name: str) -> list[str]:
+    """Where a long name may be broken: after ``:``, ``,``, ``=``, ``.``, ``/`` and ``_``.
+
+    >>> pieces("ft:recipe.epochs=5")
+    ['ft:', 'recipe.', 'epochs=', '5']
+    """
+    return re.findall(r"[^:,=./_]*[:,=./_]+|[^:,=./_]+", name)
 
 
 def _signed(value: float, decimals: int) -> str:
