@@ -101,6 +101,29 @@ def test_batch_norm_can_keep_its_running_statistics():
     assert not torch.equal(state(kept)["1.weight"], before["1.weight"])
 
 
+def test_instance_norm_can_keep_its_running_statistics():
+    """Only BatchNorm once did; a tracking InstanceNorm moved its own in spite of ``eval``."""
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    layers = (nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    model = Classifier(nn.Sequential(*layers), mean=0.5, std=0.25)
+    before = state(model)
+    fit(model, bars(), msgspec.structs.replace(SHORT, batch_norm="eval"), seed=0)
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        assert torch.equal(state(model)[name], before[name])
+
+
+def test_a_group_norm_alone_can_be_trained():
+    """It once ended the process: torch's backward pass fails where its input needs no gradient."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    model = Classifier(nn.Sequential(*layers), mean=0.5, std=0.25)
+    before = state(model)
+    fit(model, bars(), SHORT, seed=0, parameters=list(model.network[1].parameters()))
+    changed = {name for name, value in state(model).items() if not torch.equal(value, before[name])}
+    assert changed == {"1.weight", "1.bias"}
+
+
 def test_a_frozen_network_trains_and_stays_frozen():
     """People freeze what they load for inference, which once stopped the training with an error."""
     frozen, free = classifier(), classifier()
@@ -193,6 +216,27 @@ def test_the_learning_rate_follows_its_schedule(schedule, shares):
     places.append(float(weight[0, 0].detach()))
     steps = [before - after for before, after in itertools.pairwise(places)]
     assert steps == pytest.approx([0.5 * share for share in shares], abs=1e-4)
+
+
+def test_a_rate_of_one_s_own_takes_the_place_of_the_schedule():
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), mean=0, std=1)
+    weight = model.network[1].weight
+    recipe = Recipe(epochs=2, batch_size=4, learning_rate=0.5, momentum=0, weight_decay=0)
+    places, asked = [], []
+
+    def loss(*_arguments):
+        places.append(float(weight[0, 0].detach()))
+        return weight.sum()
+
+    def rate(step, total):
+        asked.append((step, total))
+        return [0.5, 1.0, 0.25, 0.0][step]
+
+    fit(model, bars(8), recipe, seed=0, loss=loss, rate=rate)
+    places.append(float(weight[0, 0].detach()))
+    steps = [before - after for before, after in itertools.pairwise(places)]
+    assert asked == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert steps == pytest.approx([0.25, 0.5, 0.125, 0.0], abs=1e-6)
 
 
 def test_clipping_limits_the_gradient():

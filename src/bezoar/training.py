@@ -7,6 +7,7 @@ SGD with momentum on a device-resident ``ImageSet``, batched augmentation on the
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from bezoar.images import ImageSet
 from bezoar.recipe import History, Recipe
 from bezoar.resuming import Checkpoint, TrainingState
 
-__all__ = ["BatchHook", "History", "Loss", "Progress", "Recipe", "fit", "no_progress"]
+__all__ = ["BatchHook", "History", "Loss", "Progress", "Rate", "Recipe", "fit", "no_progress"]
 
 Loss = Callable[[Classifier, Tensor, Tensor, torch.Generator], Tensor]
 """(classifier, images (n, c, h, w) in [0, 1], labels (n,), generator) → scalar loss."""
@@ -33,7 +34,10 @@ Loss = Callable[[Classifier, Tensor, Tensor, torch.Generator], Tensor]
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is finished, in [0, 1]."""
 
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
+Rate = Callable[[int, int], float]
+"""(steps that are done, steps in all) → factor of the recipe's learning rate in the next step."""
+
+_NORMS = (nn.modules.batchnorm._NormBase,)  # all that can have running statistics
 
 
 def no_progress(_what: str, _share: float) -> None:
@@ -88,6 +92,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     validation: ImageSet | None = None,
     before_epoch: Callable[[int], None] | None = None,
+    rate: Rate | None = None,
     hook: BatchHook | None = None,
     checkpoint: Path | None = None,
     progress: Progress = no_progress,
@@ -106,6 +111,7 @@ def fit(
             a new SGD.
         validation: labelled images whose accuracy is recorded after each epoch (not timed).
         before_epoch: called with the number of the epoch, from 0, before it begins.
+        rate: how the learning rate goes up and down, in the place of the recipe's schedule.
         hook: what else happens in each step.
         checkpoint: a file that is renewed after each epoch and removed at the end. Where it is
             there at the start, training goes on from it and ends as if it had not been interrupted.
@@ -126,6 +132,7 @@ def fit(
         )
     hook = hook or BatchHook()
     loss = loss or _cross_entropy(recipe)
+    rate = rate or functools.partial(_rate, recipe)
     trained = list(network.parameters() if parameters is None else parameters)
     optimizer = optimizer or torch.optim.SGD(
         trained,
@@ -139,6 +146,7 @@ def fit(
     total = recipe.epochs * steps_in_epoch
     to_fast_layout(network, device)
     resident = images.to(device)
+    through_images = _needs_gradients_of_images(network, trained)
     with (
         seeded(device, seed),
         gradients_only_for(network, trained),
@@ -167,8 +175,10 @@ def fit(
                         border=recipe.border,
                     )
                 batch = batch.contiguous(memory_format=torch.channels_last)
+                if through_images:
+                    batch.requires_grad_()
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate * _rate(recipe, run.steps, total)
+                    group["lr"] = recipe.learning_rate * rate(run.steps, total)
                 with training_precision(device, recipe.bfloat16):
                     value = loss(classifier, batch, batch_labels, generator)
                     penalty = hook.penalty(classifier)
@@ -241,6 +251,17 @@ def gradients_only_for(network: nn.Module, trained: list[nn.Parameter]) -> Itera
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+def _needs_gradients_of_images(network: nn.Module, trained: list[nn.Parameter]) -> bool:
+    """Whether a GroupNorm may have to learn behind layers that do not.
+
+    Its backward pass ends the process (torch 2.13, CPU, channels last) where its scale needs a
+    gradient and its input none; images that need one keep it from that.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    chosen = {id(parameter) for parameter in trained}
+    return bool(norms) and any(id(p) not in chosen for p in network.parameters())
 
 
 def _diverged(what: str, how: str, recipe: Recipe) -> InputError:
