@@ -21,7 +21,7 @@ it) unless ``shift`` says otherwise; the gates of squeeze-and-excitation are ord
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -112,19 +112,8 @@ class Units:
         The network runs in its current mode. In training mode norms use the statistics of the
         batch, and the running ones stay as they were.
         """
-        network = classifier.network
-        changed = self.tensors(network, scale, shift)
-        if any(module.training for module in network.modules()):
-            changed = {name: b.clone() for name, b in network.named_buffers()} | changed
-        state, places = _state(network), _places(network)
-        everywhere = {
-            place: tensor for name, tensor in changed.items() for place in places[id(state[name])]
-        }
-        # torch would find these places itself, but it visits a module that has two names twice,
-        # and then puts the product back in place of the parameter.
-        return functional_call(  # type: ignore[no-any-return]
-            network, everywhere, (classifier.normalise(images),), tie_weights=False
-        )
+        changed = self.tensors(classifier.network, scale, shift)
+        return logits_with(classifier, images, changed)
 
     def logits_of_many(
         self,
@@ -187,6 +176,31 @@ class Units:
             for name, product in self.tensors(twin.network, scale, shift).items():
                 state[name].copy_(product)
         return twin
+
+
+def logits_with(classifier: Classifier, images: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
+    """Logits (b, classes) of images (b, c, h, w) in [0, 1] with other weights; differentiable.
+
+    The network runs in its current mode. In training mode norms use the statistics of the batch,
+    and the running ones stay as they were.
+
+    Args:
+        classifier: whose own weights stay as they are.
+        images: in [0, 1].
+        changed: by name, what stands in the place of parameters or buffers.
+    """
+    network = classifier.network
+    if any(module.training for module in network.modules()):
+        changed = {name: b.clone() for name, b in network.named_buffers()} | dict(changed)
+    state, places = _state(network), _places(network)
+    everywhere = {
+        place: tensor for name, tensor in changed.items() for place in places[id(state[name])]
+    }
+    # torch would find these places itself, but it visits a module that has two names twice,
+    # and then puts the product back in place of the parameter.
+    return functional_call(  # type: ignore[no-any-return]
+        network, everywhere, (classifier.normalise(images),), tie_weights=False
+    )
 
 
 def find_units(

@@ -17,7 +17,7 @@ differentiates the step too; ``sharpness`` takes no removal step but the worst s
 filter, after SAM (Foret et al. 2021, arXiv 2010.01412) with the filter norms of Li et al. 2018
 (arXiv 1712.09913).
 
-Nothing is written to the network: theta' is a dict that ``torch.func.functional_call`` takes.
+Nothing is written to the network: theta' is a dict that stands in the place of its parameters.
 Buffers stay. Known failures: where all of A is answered with certainty, the direction of the step
 is that of what little loss is left.
 """
@@ -25,19 +25,17 @@ is that of what little loss is left.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
-
-_TINY = 1e-12  # keeps a gradient of zero from dividing
+from bezoar.methods.moved_weights import TINY, norm_of
+from bezoar.units import logits_with
 
 
 class ParameterStability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,7 +86,7 @@ def parameter_instability(
     step = sharpest_step if settings.form == "sharpness" else virtual_step
     moved = step(classifier, images[support], labels[support], settings, pattern=pattern)
     return F.cross_entropy(
-        _answers(classifier, moved, images[query]), labels[query], reduction="none"
+        logits_with(classifier, images[query], moved), labels[query], reduction="none"
     )
 
 
@@ -114,11 +112,11 @@ def virtual_step(
     second = settings.form == "second order"
     shown = _stamped(images if second else images.detach(), pattern)
     now = _parameters(classifier)
-    way = settings.length / settings.steps * _norm(now.values())
+    way = settings.length / settings.steps * norm_of(now.values())
     with torch.enable_grad():
         for _ in range(settings.steps):
             slopes = _slopes(classifier, now, shown, labels, create_graph=second)
-            eta = way / _norm(slopes.values())
+            eta = way / norm_of(slopes.values())
             now = {name: value - eta * slopes[name] for name, value in now.items()}
             if not second:
                 now = {name: value.detach().requires_grad_() for name, value in now.items()}
@@ -145,7 +143,7 @@ def sharpest_step(
         if value.ndim > 1:
             rows, uphill = value.detach().flatten(1), slopes[name].flatten(1)
             way = settings.radius * rows.norm(dim=1, keepdim=True)
-            step = way * uphill / uphill.norm(dim=1, keepdim=True).clamp(min=_TINY)
+            step = way * uphill / uphill.norm(dim=1, keepdim=True).clamp(min=TINY)
             moved[name] = value.detach() + step.view_as(value)
         else:
             moved[name] = value.detach()
@@ -167,7 +165,7 @@ def _slopes(
     create_graph: bool = False,
 ) -> dict[str, Tensor]:
     with torch.enable_grad():
-        loss = F.cross_entropy(_answers(classifier, parameters, images), labels)
+        loss = F.cross_entropy(logits_with(classifier, images, parameters), labels)
         slopes = torch.autograd.grad(
             loss,
             list(parameters.values()),
@@ -178,16 +176,5 @@ def _slopes(
     return dict(zip(parameters, slopes, strict=True))
 
 
-def _answers(classifier: Classifier, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-    shown = classifier.normalise(images)
-    return functional_call(classifier.network, parameters, (shown,))  # type: ignore[no-any-return]
-
-
 def _stamped(images: Tensor, pattern: Tensor | None) -> Tensor:
     return images if pattern is None else (images + pattern).clamp(0, 1)
-
-
-def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The norm of all of them as one vector, a constant above 0."""
-    squares = [tensor.detach().square().sum() for tensor in tensors]
-    return torch.stack(squares).sum().sqrt().clamp(min=_TINY)
