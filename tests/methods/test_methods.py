@@ -23,12 +23,21 @@ from bezoar.evaluation import evaluate
 from bezoar.generators import AdversarialTraining
 from bezoar.images import ImageSet
 from bezoar.methods import (
+    ANP,
+    CLP,
     DHBE,
+    FST,
+    FTSAM,
     IBAU,
+    NAD,
+    NPD,
     RNP,
+    SAU,
     TAC,
+    TSBD,
     BtiDbf,
     BtiDbfP,
+    FinePruning,
     FineTuning,
     FreD,
     Method,
@@ -37,6 +46,7 @@ from bezoar.methods import (
     methods,
     takes_public,
 )
+from bezoar.methods.anp_masks import MaskLearning
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion
 from bezoar.methods.bti_dbf_purifying import Purifying
@@ -50,6 +60,7 @@ from bezoar.methods.rnp_pruning import Pruning
 from bezoar.methods.rnp_recovering import Recovering
 from bezoar.methods.rnp_tuning import Tuning
 from bezoar.methods.rnp_unlearning import Unlearning
+from bezoar.methods.sau_examples import Examples
 from bezoar.methods.synthesis import Synthesis
 from bezoar.methods.universal_pattern import Ascent
 from bezoar.records import to_json
@@ -66,7 +77,10 @@ class Row:
             why not. None takes the default.
         removes: whether it gets rid of the backdoor of the fixture; if not, `why` says why.
         only_clean_images: whether the network sees nothing but (flipped) clean images; methods that
-            synthesise images show it others too.
+            synthesise images, or find units by random ones, show it others too.
+        seedless: why a seed changes nothing; empty where it must.
+        only_prunes: whether it changes no weight but those that it prunes; then it may find nothing
+            to prune, and must say so.
     """
 
     quick: Callable[[], Method]
@@ -74,6 +88,8 @@ class Row:
     removes: bool = True
     why: str = ""
     only_clean_images: bool = True
+    seedless: str = ""
+    only_prunes: bool = False
 
 
 SHORT = Recipe(epochs=2, batch_size=32, learning_rate=0.01)
@@ -84,6 +100,14 @@ MOMENT = {  # the steps of BTI-DBF that both of its defenses take
     "strong": None,
 }
 ROWS = {
+    "anp": Row(
+        lambda: ANP(masks=MaskLearning(iterations=4, batch_size=32), max_drop=0.3),
+        full=lambda: ANP(masks=MaskLearning(epsilon=0.8)),
+        why="perturbations add up from layer to layer; through the three layers of the fixture the "
+        "default ones hardly reach the answers",
+        only_clean_images=False,
+        only_prunes=True,
+    ),
     "bti-dbf": Row(
         lambda: BtiDbf(**MOMENT, unlearning=GeneratedUnlearning(recipe=SHORT)),
         full=lambda: BtiDbf(rounds=2, strong=None, ways=(1.0,)),
@@ -100,6 +124,15 @@ ROWS = {
         "the default leaves the images as they are",
         only_clean_images=False,
     ),
+    "clp": Row(
+        CLP,
+        removes=False,
+        why="in the three narrow layers of the fixture the backdoor is spread over many channels: "
+        "no bound lies 3 deviations above the others, and a u that removes it costs the accuracy",
+        only_clean_images=False,
+        seedless="the bounds are computed from the weights, and nothing is drawn",
+        only_prunes=True,
+    ),
     "dhbe": Row(
         lambda: DHBE(
             iterations=2,
@@ -107,6 +140,12 @@ ROWS = {
             recalibration=2,
             synthesis=Synthesis(steps=20, batch_size=32, width=8),
         ),
+        only_clean_images=False,
+    ),
+    "fine-pruning": Row(
+        lambda: FinePruning(recipe=SHORT, tolerance=0.3),
+        full=lambda: FinePruning(tolerance=0.2),
+        why="only 59 images judge the pruning here, so the default stops early on some draws",
         only_clean_images=False,
     ),
     "fred": Row(
@@ -148,6 +187,15 @@ ROWS = {
         why="8x8 pixels need a smaller generator, and a larger pattern (as i-bau's row says)",
         only_clean_images=False,
     ),
+    "fst": Row(  # a head that is drawn anew knows little after two epochs
+        lambda: FST(recipe=Recipe(epochs=4, batch_size=16, learning_rate=0.03, clip_norm=5.0))
+    ),
+    "ft-sam": Row(
+        lambda: FTSAM(recipe=SHORT, rho=1.0),
+        full=lambda: FTSAM(rho=4.0),
+        why="rho is a distance over all weights, and the fixture has few; at the default of 3 a "
+        "fifth of the triggers still works",
+    ),
     "i-bau": Row(
         lambda: IBAU(
             ascent=Ascent(steps=5, batch_size=32),
@@ -162,12 +210,14 @@ ROWS = {
         "does not reach it, and the weaker forms of a pattern even less",
         only_clean_images=False,
     ),
+    "nad": Row(lambda: NAD(teacher=replace(SHORT, epochs=1), student=SHORT)),
     "neural-cleanse": Row(
         lambda: NeuralCleanse(
             inversion=Inversion(epochs=3, steps=2, batch_size=4), images=60, recipe=SHORT
         ),
         only_clean_images=False,
     ),
+    "npd": Row(lambda: NPD(recipe=SHORT), only_clean_images=False),
     "rnp": Row(
         lambda: RNP(
             unlearning=Unlearning(learning_rate=0.01, batch_size=64, max_epochs=10),
@@ -179,7 +229,23 @@ ROWS = {
         ),
         only_clean_images=False,
     ),
+    "sau": Row(
+        lambda: SAU(
+            examples=Examples(steps=1),
+            recipe=replace(SHORT, learning_rate=1e-3, weight_decay=0.0, batch_norm="eval"),
+        ),
+        full=lambda: SAU(examples=Examples(radius=0.5, step_size=0.25)),
+        why="as i-bau's: of 8x8 pixels a trigger is a larger part, and the default radius does not "
+        "reach it",
+        only_clean_images=False,
+    ),
     "tac": Row(lambda: TAC(recipe=SHORT)),
+    "tsbd": Row(
+        lambda: TSBD(
+            unlearning=Unlearning(learning_rate=0.01, batch_size=64, max_epochs=10), recipe=SHORT
+        ),
+        only_clean_images=False,
+    ),
     "ft": Row(
         lambda: FineTuning(recipe=SHORT),
         removes=False,
@@ -360,7 +426,10 @@ def test_a_seed_repeats_the_repair_to_the_bit(name, digits):
         repair = ROWS[name].quick().remove(digits.planted, digits.clean, seed=seed)
         states.append(everything_about(repair.classifier.network)["tensors"])
     assert states[0] == states[1]
-    assert states[0] != states[2], "the seed changes nothing, so it proves nothing"
+    if ROWS[name].seedless:
+        assert states[0] == states[2]
+    else:
+        assert states[0] != states[2], "the seed changes nothing, so it proves nothing"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if methods.get(name).inspects])
@@ -452,7 +521,9 @@ def test_it_accepts_a_network_it_has_never_seen(name, kind, unseen):
         assert not torch.equal(after.purify(pixels), pixels)
     else:
         assert after.state_dict().keys() == classifier.network.state_dict().keys()
-        assert everything_about(after)["tensors"] != before["tensors"]
+        said = any(f.startswith("Nothing was pruned") for f in repair.record.get("flags", ()))
+        spared = ROWS[name].only_prunes and said
+        assert (everything_about(after)["tensors"] == before["tensors"]) == spared
     if methods.get(name).inspects:
         evidence = ROWS[name].quick().inspect(classifier, images)
         assert len(evidence.values) == len(evidence.p_values) == len(evidence.scores) == 4
@@ -579,6 +650,19 @@ def test_what_decides_has_no_parameter_for_them_either():
 
 
 # -- its facts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_sweeps_a_threshold_gives_the_other_repairs(name, digits, repaired):
+    repair = repaired(name, "planted")
+    assert (repair.alternatives is not None) == methods.get(name).sweeps
+    if repair.alternatives is None:
+        return
+    others = list(repair.alternatives())
+    settings = [setting for setting, _ in others]
+    assert len(others) >= 3 and len(set(settings)) == len(settings)
+    scores = {evaluate(other, digits.test, digits.attack).asr for _, other in others}
+    assert len(scores) > 1, "the settings make no difference"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,11 +4,16 @@ Nothing here may import ``bezoar.attacks`` or ``bezoar.evaluation``: a method de
 images and from what it recovers itself.
 """
 
+from bezoar.methods.anp import ANP
 from bezoar.methods.bti_dbf import BtiDbf
 from bezoar.methods.bti_dbf_p import BtiDbfP
+from bezoar.methods.clp import CLP
 from bezoar.methods.dhbe import DHBE
+from bezoar.methods.fine_pruning import FinePruning
 from bezoar.methods.fine_tuning import FineTuning
 from bezoar.methods.fred import FreD
+from bezoar.methods.fst import FST
+from bezoar.methods.ft_sam import FTSAM
 from bezoar.methods.i_bau import IBAU
 from bezoar.methods.method import (
     Evidence,
@@ -20,18 +25,31 @@ from bezoar.methods.method import (
     takes_no_task_image,
     takes_public,
 )
+from bezoar.methods.nad import NAD
 from bezoar.methods.neural_cleanse import NeuralCleanse
+from bezoar.methods.npd import NPD
 from bezoar.methods.rnp import RNP
+from bezoar.methods.sau import SAU
 from bezoar.methods.tac import TAC
+from bezoar.methods.tsbd import TSBD
 
 __all__ = [
+    "ANP",
+    "CLP",
     "DHBE",
+    "FST",
+    "FTSAM",
     "IBAU",
+    "NAD",
+    "NPD",
     "RNP",
+    "SAU",
     "TAC",
+    "TSBD",
     "BtiDbf",
     "BtiDbfP",
     "Evidence",
+    "FinePruning",
     "FineTuning",
     "FreD",
     "Method",
