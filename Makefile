@@ -15,7 +15,7 @@ demo: $(VENV)/.core
 	@$(BIN)/bezoar demo $(ARGS)
 
 test: $(VENV)/.dev
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
 
 doctest: $(VENV)/.dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --doctest-modules src $(ARGS)
@@ -25,12 +25,14 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@$(BIN)/python benchmarks/make_measured.py --check
+	@$(BIN)/python benchmarks/make_leaderboard.py --check
 
 types: $(VENV)/.dev
 	@$(BIN)/mypy
 
 measured: $(VENV)/.core
 	@$(BIN)/python benchmarks/make_measured.py
+	@$(BIN)/python benchmarks/make_leaderboard.py
 
 docs: $(VENV)/.docs
 	@$(BIN)/zensical build --clean

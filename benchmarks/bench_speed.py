@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -104,7 +106,7 @@ def main(options: Options) -> None:
     )
     result = {
         "title": "The benchmark's harness",
-        "command": "python benchmarks/bench_speed.py",
+        "command": shlex.join(["python", "benchmarks/bench_speed.py", *sys.argv[1:]]),
         "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
         "machine": f"{platform.machine()}, one thread a run",
         "runs": runs,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from ray_import import import_ray
 
 from bezoar import networks
 from bezoar.attacks import Attack, BadNets
@@ -82,3 +83,16 @@ def model_files(digits, tmp_path_factory) -> Path:
     for name, images in (("clean", digits.clean), ("test", digits.test)):
         np.savez(folder / name, images=images.images.numpy(), labels=images.labels.numpy())
     return folder
+
+
+@pytest.fixture
+def cluster():
+    """A Ray cluster with one node of one core, and a way to add more like it."""
+    import_ray()
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add = lambda: cluster.add_node(**node)
+    yield cluster
+    cluster.shutdown()

@@ -1,32 +1,11 @@
 """A small pool of digit networks, and an executor that runs in this process."""
 
 import pytest
+from digit_pool import POOL
 
 from bezoar.bench import read_grid
 from bezoar.executors import make_executor
 from bezoar.pools import make_pool, read_spec
-
-POOL = """
-[recipe]
-epochs = 8
-batch_size = 64
-learning_rate = 0.1
-schedule = "one-cycle"
-clip_norm = 5.0
-[[grid]]
-data = "digits"
-networks = ["bezoar:small-cnn"]
-arguments = { width = 16 }
-attacks = ["bad-nets:size=2"]
-targets = [3]
-half = "held-out"
-[[grid]]
-data = "digits"
-networks = ["bezoar:small-cnn"]
-arguments = { width = 16 }
-seeds = [0, 1]
-half = "held-out"
-"""
 
 GRID = """
 pool = "pool"

@@ -7,6 +7,8 @@ from bezoar.bench.grid import chosen
 from bezoar.errors import InputError
 from bezoar.pools import open_pool
 
+pytestmark = pytest.mark.xdist_group("bench")  # they share a pool
+
 BAD = {
     "a misspelt key": ({"metods": "[1]"}, "unknown key 'metods'; perhaps you meant 'methods'"),
     "an unknown method": ({"methods": '["rmp"]'}, "no method 'rmp'; perhaps you meant 'rnp'"),

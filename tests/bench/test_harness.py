@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from digit_pool import POOL
 
 from bezoar import bench
 from bezoar.bench import harness, material
@@ -12,6 +13,8 @@ from bezoar.bench.results import path_of
 from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE
 from bezoar.errors import InputError
 from bezoar.executors import make_executor
+
+pytestmark = pytest.mark.xdist_group("bench")  # they share a pool
 
 HERE = make_executor("here")
 
@@ -197,9 +200,22 @@ def test_no_clean_image_is_a_test_image(ready):
     assert torch.equal(rest.sample(60, seed=3).images, rest.sample(60, seed=3).images)
 
 
-def test_a_grid_can_make_its_own_pool(write_grid, tmp_path):
-    from conftest import POOL
+def test_tables_need_neither_images_nor_their_folder(ready, out, grid, monkeypatch):
+    def forbidden(*_arguments, **_options):
+        raise AssertionError("an image was opened")
 
+    bench.run(ready, out, HERE)
+    monkeypatch.setattr(material, "open_dataset", forbidden)
+    again = bench.plan_again(grid, out)
+    assert [one.key for one in again.runs] == [one.key for one in ready.plan.runs]
+
+
+def test_a_table_of_nothing_is_refused(grid, tmp_path):
+    with pytest.raises(InputError, match="holds no results of a grid"):
+        bench.plan_again(grid, tmp_path)
+
+
+def test_a_grid_can_make_its_own_pool(write_grid, tmp_path):
     out = tmp_path / "own"
     file = write_grid()
     tables = POOL.replace("[[grid]]", "[[pool.grid]]").replace("[recipe]", "[pool.recipe]")

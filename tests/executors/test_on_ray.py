@@ -12,6 +12,7 @@ from pathlib import Path
 
 import executor_tasks as functions
 import pytest
+from ray_import import import_ray
 from test_local import alive, wait_until
 
 from bezoar.errors import InputError
@@ -23,13 +24,6 @@ def task(function, key=None, files=None, **arguments):
     return Task(
         key=key or function.__name__, function=function, arguments=arguments, files=files or {}
     )
-
-
-def import_ray():
-    # As the executor sets them: no network, no statistics.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    return pytest.importorskip("ray", reason="Ray is not installed: pip install 'bezoar[ray]'")
 
 
 @pytest.fixture(scope="module")
@@ -289,19 +283,6 @@ def test_its_own_ray_is_started_and_stopped(ray, tmp_path):
 
 
 # -- two nodes -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cluster():
-    """A cluster with one node of one core, and a way to add more like it."""
-    import_ray()
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.1"}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    cluster.add = lambda: cluster.add_node(**node)
-    yield cluster
-    cluster.shutdown()
 
 
 def raylet_of(node):

@@ -5,7 +5,7 @@
 """
 
 from bezoar.bench.grid import BenchGrid, read_grid
-from bezoar.bench.harness import Bench, Summary, make_ready, run
+from bezoar.bench.harness import Bench, Summary, make_ready, plan_again, run
 from bezoar.bench.results import read_result
 from bezoar.bench.summary import summarise
 from bezoar.bench.table import comma_separated, markdown
@@ -17,6 +17,7 @@ __all__ = [
     "comma_separated",
     "make_ready",
     "markdown",
+    "plan_again",
     "read_grid",
     "read_result",
     "run",

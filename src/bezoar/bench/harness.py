@@ -29,9 +29,11 @@ from bezoar.errors import InputError
 from bezoar.executors import Done, Executor, Outcome, Task
 from bezoar.methods import methods
 from bezoar.pools import Pool, PoolSpec, make_pool
+from bezoar.records import write_json
 
 POOL = "pool"  # below the results, where the grid says how the models are made
 IMAGES = "images"  # below the results: prepared files, which may be deleted at any time
+HASHES = "images.json"  # below the results: data set → SHA-256 of the images that were used
 
 Finished = Callable[[dict[str, Any], int, int], None]
 """Called with the record of a finished run, the number of finished ones, and of all."""
@@ -134,7 +136,33 @@ def make_ready(
                 grid.public, beside or Path(), folder, shape
             )
     hashes = {data: ready.sha256 for data, ready in images.items()}
+    write_json(out / HASHES, hashes)
     return Bench(plan(grid, pool, entries, hashes), pool, images, public)
+
+
+def plan_again(grid: BenchGrid, out: Path) -> Plan:
+    """The plan of a grid that was run in ``out``, from the pool and the results alone.
+
+    Tables need no image: what is known of the images was written down when the grid was run.
+
+    Raises:
+        InputError: nothing was run there, or not with the images of this grid.
+    """
+    pool = open_grid_pool(grid, out / POOL)
+    entries = chosen(grid, pool)
+    try:
+        hashes = msgspec.json.decode((out / HASHES).read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(
+            f"{out} holds no results of a grid ({HASHES}: {error}); make some with `bezoar bench "
+            "run`, or name their folder (--out)"
+        ) from error
+    if lacking := sorted({entry.data for entry in entries} - hashes.keys()):
+        raise InputError(
+            f"{out} was made without {', '.join(lacking)}, which this grid has; call `bezoar bench "
+            "run` first"
+        )
+    return plan(grid, pool, entries, hashes)
 
 
 def run(

@@ -113,9 +113,7 @@ class BenchTable:
         check_outputs(self.json, inputs=(self.grid,))
         grid = bench.read_grid(self.grid)
         out = _folder(self.grid, self.out)
-        if not out.is_dir():
-            raise InputError(f"there are no results in {out}; make some with `bezoar bench run`")
-        plan = bench.make_ready(grid, out, beside=self.grid.parent).plan
+        plan = bench.plan_again(grid, out)
         results = {one.key: bench.read_result(out, one) for one in plan.runs}
         summary = bench.summarise(plan, results)
         folder = self.to or out / "tables"
