@@ -323,9 +323,9 @@ def test_it_costs_little_accuracy(name, which, digits, repaired):
     assert after >= before - 0.05
 
 
-@pytest.mark.parametrize(("name", "which"), PLANTED)
-def test_its_record_is_plain_json(name, which, repaired):
-    repair = repaired(name, which)
+@pytest.mark.parametrize("name", NAMES)
+def test_its_record_is_plain_json(name, digits):
+    repair = ROWS[name].quick().remove(digits.planted, digits.clean)
     text = json.dumps(to_json(repair.record), allow_nan=False)
     assert json.loads(text) == json.loads(json.dumps(to_json(json.loads(text))))
     assert repair.record

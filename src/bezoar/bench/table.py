@@ -17,7 +17,9 @@ _NOTES = (
     "accuracy where there was no backdoor. *Against fine-tuning* is the DER less that of plain "
     "fine-tuning on the same model, images and seed that took at least as many processor seconds "
     "(`<`: for some runs even the longest took less). *Oracle* is the DER that a choice with the "
-    "true trigger on the test images would have had: no result of the method. A dash means that "
+    "true trigger on the test images would have had: no result of the method. Seconds are those of "
+    "the method alone; on a machine that does other work, too, only processor seconds can be "
+    "compared. A dash means that "
     "the number does not exist for this row."
 )
 
@@ -83,6 +85,9 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "against fine-tuning": gain,
         "oracle": percent(oracle["der"]["mean"]) if oracle else NONE,
         "seconds": f"{row['seconds']:.1f}" if "seconds" in row else NONE,
+        "processor seconds": f"{row['processor_seconds']:.1f}"
+        if "processor_seconds" in row
+        else NONE,
         "peak MiB": f"{row['peak_memory'] / 2**20:.0f}" if "peak_memory" in row else NONE,
     }
 
