@@ -27,6 +27,10 @@ BAD = {
     "no test images": ({"test_images": "0"}, "test_images is 0"),
     "a rate of two": ({"rates": "[2.0]"}, "poison rate 2.0"),
     "a control of no length": ({"control_epochs": "[0]"}, "control_epochs"),
+    "an oracle for a method without a threshold": (
+        {"oracle": '["ft"]'},
+        "oracle: no method 'ft' of this grid sweeps a threshold; there are clp",
+    ),
     "an unknown half": ({"halves": '["both"]'}, "halves"),
     "text for a list": ({"seeds": '"0"'}, "seeds"),
 }

@@ -200,6 +200,17 @@ def test_no_clean_image_is_a_test_image(ready):
     assert torch.equal(rest.sample(60, seed=3).images, rest.sample(60, seed=3).images)
 
 
+def test_the_oracle_is_measured_only_for_those_that_were_named(ready, out, write_grid):
+    named_too = bench.make_ready(bench.read_grid(write_grid(oracle='["clp"]')), out)
+    changed = {one.key for one in named_too.plan.runs} - {one.key for one in ready.plan.runs}
+    assert len(changed) == 1, "clp on the one model with a trigger"
+    bench.run(named_too, out, HERE)
+    (one,) = (one for one in named_too.plan.runs if one.key in changed)
+    record = bench.read_result(out, one)
+    assert {"setting", "after", "der"} <= record["oracle"].keys()
+    assert record["oracle"]["after"]["asr"]["value"] <= record["after"]["asr"]["value"] + 0.05
+
+
 def test_tables_need_neither_images_nor_their_folder(ready, out, grid, monkeypatch):
     def forbidden(*_arguments, **_options):
         raise AssertionError("an image was opened")

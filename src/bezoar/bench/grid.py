@@ -50,8 +50,9 @@ class BenchGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             equal shares of each class need; the clean images are drawn from the rest of the test
             split.
         control_epochs: of the fine-tuning that every method is compared with.
-        oracle: also measure the best that a sweep could have chosen with the true trigger, for
-            methods that sweep; an extra column.
+        oracle: names of methods that sweep a threshold, for which the best that the sweep could
+            have chosen with the true trigger is measured, too; an extra column. One that tunes
+            after its threshold tunes for each setting, which takes that much longer.
         public: a data set by name or path, for methods that need public images; no labels of it are
             used.
         generator: a generator's file, trained on such images.
@@ -71,7 +72,7 @@ class BenchGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     models: tuple[str, ...] = ()
     test_images: int = 2000
     control_epochs: tuple[int, ...] = (5, 20, 80)
-    oracle: bool = False
+    oracle: tuple[str, ...] = ()
     public: str | None = None
     generator: str | None = None
     title: str = "Benchmark"
@@ -101,6 +102,13 @@ class BenchGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 images for a method that needs them.
         """
         found = {text: parse_method(text) for text in self.methods}
+        sweeping = sorted({m.name for m in found.values() if m.sweeps})
+        for name in self.oracle:
+            if name not in sweeping:
+                there = ", ".join(sweeping) or "none"
+                raise InputError(
+                    f"oracle: no method {name!r} of this grid sweeps a threshold; there are {there}"
+                )
         kinds = {method.needs for method in found.values()}
         if 0 in self.images and not kinds & {"nothing", "public images"}:
             raise InputError(

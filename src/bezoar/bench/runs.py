@@ -129,7 +129,7 @@ def plan(grid: BenchGrid, pool: Pool, entries: tuple[Entry, ...], hashes: dict[s
                     images=budget,
                     seed=seed,
                     public=Path(source).name if takes_public(method) and source else None,
-                    oracle=grid.oracle and method.sweeps and entry.attack is not None,
+                    oracle=method.name in grid.oracle and entry.attack is not None,
                 )
                 add(run, label, role, entry)
     return Plan(grid=grid, runs=tuple(runs.values()), entries=entries)
