@@ -21,13 +21,12 @@ from bezoar import networks, pipeline, report
 from bezoar.attacks import BadNets
 from bezoar.classifier import Classifier
 from bezoar.datasets import read_digits
-from bezoar.errors import InputError
 from bezoar.evaluation import Scores, compare, evaluate
 from bezoar.images import ImageSet
 from bezoar.intake import read_weights, write_weights
 from bezoar.intake.describing import write_description
 from bezoar.methods import TAC
-from bezoar.records import to_json, write_bytes, write_json
+from bezoar.records import make_folder, to_json, write_bytes, write_json
 from bezoar.report.examples import examples
 from bezoar.training import Progress, Recipe, fit, no_progress
 
@@ -69,10 +68,7 @@ def run(
         InputError: the folder cannot be made or written.
     """
     started = time.perf_counter()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder {out} cannot be made: {error.strerror}") from error
+    make_folder(out)
     train, clean, test = load_digits(seed=seed)
     attack = BadNets(target=seed % 10, size=2)
     poisoned = attack.poison(train, POISON_RATE, seed=seed).images

@@ -29,7 +29,7 @@ from bezoar.executors.worker import report
 from bezoar.images import ImageSet
 from bezoar.intake import ModelDescription, load_model
 from bezoar.intake.description import describe, read_fields
-from bezoar.records import to_json, write_json
+from bezoar.records import make_folder, to_json, write_json
 
 KIND = "scan of a manifest"
 FACTS = ("architecture", "mean", "std", "input_size", "classes")
@@ -260,7 +260,8 @@ def scan_models(
         InputError: ``out`` cannot be made, or a record cannot be written.
     """
     started = time.perf_counter()
-    _make_folder(out)
+    if out is not None:
+        make_folder(out)
     names = _names(rows, options)
     found: dict[str, dict[str, Any]] = {}
     for name, row in names.items():
@@ -348,15 +349,6 @@ def _task(name: str, row: Row, options: ScanOptions) -> Task:
         "pattern": _split(row.images)[1],
     }
     return Task(key=name, function=scan_one, arguments=arguments, files=row.files)
-
-
-def _make_folder(out: Path | None) -> None:
-    if out is None:
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder {out} cannot be made: {error.strerror}") from error
 
 
 def _names(rows: Sequence[Row], options: ScanOptions) -> dict[str, Row]:

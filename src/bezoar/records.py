@@ -66,6 +66,19 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, unless it is there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"the folder {path} cannot be made: {reason}") from error
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file.
 

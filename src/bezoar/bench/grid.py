@@ -13,7 +13,6 @@ fine-tuning that costs as much (see ``bezoar.bench.table``).
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 from pathlib import Path
@@ -26,7 +25,7 @@ from bezoar.methods import Method
 from bezoar.methods.spelling import parse_method
 from bezoar.pools import Pool, PoolSpec, open_pool
 from bezoar.pools.index import Entry, Status
-from bezoar.pools.spec import Half
+from bezoar.pools.spec import Half, refuse_unknown
 from bezoar.records import read_toml
 
 
@@ -145,12 +144,7 @@ def read_grid(path: str | Path) -> BenchGrid:
     """
     path = Path(path)
     fields = read_toml(path)
-    for name in fields:
-        if name not in BenchGrid.__struct_fields__:
-            near = difflib.get_close_matches(name, BenchGrid.__struct_fields__, n=1)
-            known = ", ".join(BenchGrid.__struct_fields__)
-            hint = f"perhaps you meant {near[0]!r}" if near else f"known: {known}"
-            raise InputError(f"{path} has an unknown key {name!r}; {hint}")
+    refuse_unknown(fields, BenchGrid, str(path))
     try:
         grid = msgspec.convert(fields, BenchGrid)
         grid.parsed()

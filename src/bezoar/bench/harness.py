@@ -22,14 +22,14 @@ import bezoar
 from bezoar.bench import material
 from bezoar.bench.grid import BenchGrid, chosen, open_grid_pool
 from bezoar.bench.reported import reported_for
-from bezoar.bench.results import FOLDER, KIND, damaged, read_result, write_result
+from bezoar.bench.results import FOLDER, KIND, path_of, read_result, write_result
 from bezoar.bench.running import run_one
 from bezoar.bench.runs import NO_DEFENSE, Plan, PlannedRun, plan
 from bezoar.errors import InputError
 from bezoar.executors import Done, Executor, Outcome, Task
 from bezoar.methods import methods
 from bezoar.pools import Pool, PoolSpec, make_pool
-from bezoar.records import write_json
+from bezoar.records import make_folder, write_json
 
 POOL = "pool"  # below the results, where the grid says how the models are made
 IMAGES = "images"  # below the results: prepared files, which may be deleted at any time
@@ -115,11 +115,8 @@ def make_ready(
     pool = open_grid_pool(grid, out / POOL)
     entries = chosen(grid, pool)
     folder = out / IMAGES
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (out / FOLDER).mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be made: {error.strerror or error}") from error
+    for needed in (folder, out / FOLDER):
+        make_folder(needed)
     names = dict.fromkeys(entry.data for entry in entries)
     images = {data: material.prepare(data, folder, test_images=grid.test_images) for data in names}
     for data, ready in images.items():
@@ -190,7 +187,13 @@ def run(
     summary = Summary()
     planned = bench.plan.runs
     state = {one.key: read_result(out, one) for one in planned}
-    summary.renewed = [one.key for one in planned if damaged(out, one)]
+    unused = (one.key for one in planned if state[one.key] is None)
+    summary.renewed = [key for key in unused if path_of(out, key).exists()]
+    nothing = {one.entry.name: one.key for one in bench.plan.references if one.label == NO_DEFENSE}
+
+    def untouched(one: PlannedRun) -> dict[str, Any] | None:
+        """The record of the model itself, which is measured once for all its runs."""
+        return state[nothing[one.entry.name]]
 
     def missing(one: PlannedRun) -> bool:
         found = state[one.key]
@@ -207,7 +210,7 @@ def run(
 
     def do(runs: Iterable[PlannedRun]) -> None:
         by_key = {one.key: one for one in runs}
-        tasks = [_task(bench, one, _before(bench, one, state), device) for one in by_key.values()]
+        tasks = [_task(bench, one, untouched(one), device) for one in by_key.values()]
         for key, outcome in executor.run(tasks, progress=progress):
             summary.ran += 1
             summary.working_seconds += outcome.seconds
@@ -218,7 +221,7 @@ def run(
     for one in bench.plan.others:
         if not missing(one):
             continue
-        reason = _unusable(bench, one, state)
+        reason = _unusable(untouched(one))
         if reason is None:
             able.append(one)
         else:
@@ -271,7 +274,7 @@ def _facts(planned: PlannedRun, executor: Executor) -> dict[str, Any]:
 
 
 def _task(
-    bench: Bench, planned: PlannedRun, before: dict[str, Any] | None, device: str | None
+    bench: Bench, planned: PlannedRun, untouched: dict[str, Any] | None, device: str | None
 ) -> Task:
     entry, grid = planned.entry, bench.plan.grid
     files = {
@@ -286,37 +289,15 @@ def _task(
     if planned.run.public is not None and grid.generator is not None:
         files["generator"] = str(Path(grid.generator).parent)
         arguments["generator_name"] = Path(grid.generator).name
-    if before is not None:
-        arguments["before"] = before
+    if planned.role != "reference" and untouched is not None and untouched["state"] == "done":
+        arguments["before"] = untouched["after"]
     return Task(key=planned.key, function=run_one, arguments=arguments, files=files)
 
 
-def _no_defense(bench: Bench, planned: PlannedRun) -> PlannedRun:
-    return next(
-        one
-        for one in bench.plan.references
-        if one.label == NO_DEFENSE and one.entry.name == planned.entry.name
-    )
-
-
-def _before(
-    bench: Bench, planned: PlannedRun, state: dict[str, dict[str, Any] | None]
-) -> dict[str, Any] | None:
-    """The scores of the model itself, which are measured once for all its runs."""
-    found = state[_no_defense(bench, planned).key]
-    if planned.role == "reference" or found is None or found["state"] != "done":
-        return None
-    after: dict[str, Any] = found["after"]
-    return after
-
-
-def _unusable(
-    bench: Bench, planned: PlannedRun, state: dict[str, dict[str, Any] | None]
-) -> str | None:
-    """Why a run cannot be done; None where it can."""
-    found = state[_no_defense(bench, planned).key]
-    if found is None:
+def _unusable(untouched: dict[str, Any] | None) -> str | None:
+    """Why a run cannot be done, from the record of its model; None where it can."""
+    if untouched is None:
         return "its model was not measured"
-    if found["state"] == "failed":
-        return f"its model cannot be used: {found['failure']['message']}"
+    if untouched["state"] == "failed":
+        return f"its model cannot be used: {untouched['failure']['message']}"
     return None

@@ -30,11 +30,6 @@ def read_result(out: Path, planned: PlannedRun) -> dict[str, Any] | None:
     return record if record is not None and record["key"] == planned.key else None
 
 
-def damaged(out: Path, planned: PlannedRun) -> bool:
-    """Whether there is a file for this run that cannot be used."""
-    return path_of(out, planned.key).exists() and read_result(out, planned) is None
-
-
 def write_result(out: Path, record: dict[str, Any]) -> None:
     """Writes the file of a run.
 

@@ -30,8 +30,8 @@ from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
 from bezoar.intake import load_model
 from bezoar.methods import Method, Repair, is_data_free, methods, takes_public
-from bezoar.metrics import Rate, accuracy, defense_effectiveness_interval
-from bezoar.pools.making import MODEL, TRIGGER
+from bezoar.metrics import Rate, defense_effectiveness_interval
+from bezoar.pools.making import MODEL, TRIGGER, measure
 from bezoar.records import to_json
 
 ORACLE_IMAGES = 500  # test images that the oracle chooses on; all of them measure its choice
@@ -110,14 +110,6 @@ def run_one(
     if run.oracle and attack is not None and repair.alternatives is not None:
         measured["oracle"] = oracle(repair, test, attack, before)
     return to_json(measured)  # type: ignore[no-any-return]  # a dict gives a dict
-
-
-def measure(classifier: Classifier, test: ImageSet, attack: Attack | None) -> dict[str, Any]:
-    """ACC, and with a trigger ASR and RA, as records hold them."""
-    if attack is not None:
-        return evaluate(classifier, test, attack).as_record()
-    answers = classifier.logits(test).argmax(1).cpu()
-    return {"acc": accuracy(answers, test.require_labels("measuring").cpu()).as_record()}
 
 
 def oracle(

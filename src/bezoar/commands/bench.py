@@ -10,7 +10,6 @@ import tyro
 
 from bezoar.commands.options import FOUND, OK
 from bezoar.commands.outputs import check_outputs, write_record
-from bezoar.errors import InputError
 from bezoar.screen import print_bench, progress_bar
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ class BenchTable:
     def run(self) -> int:
         """Writes the tables."""
         from bezoar import bench
-        from bezoar.records import write_text
+        from bezoar.records import make_folder, write_text
         from bezoar.report.leaderboard import write_leaderboard
 
         check_outputs(self.json, inputs=(self.grid,))
@@ -117,10 +116,7 @@ class BenchTable:
         results = {one.key: bench.read_result(out, one) for one in plan.runs}
         summary = bench.summarise(plan, results)
         folder = self.to or out / "tables"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be made: {error.strerror or error}") from error
+        make_folder(folder)
         write_text(folder / "table.md", bench.markdown(summary))
         write_text(folder / "runs.csv", bench.comma_separated(summary))
         there = {key: record for key, record in results.items() if record is not None}

@@ -122,17 +122,17 @@ def make_model(
             "covered": planted.covered,
             "notes": list(planted.notes),
         }
-    before = _measure(classifier, test, attack)
+    before = measure(classifier, test, attack)
     part.mkdir()
     _write(part, job, classifier, attack, train)
     progress("measuring", 0.0)
     loaded = load_model(part / MODEL, device=where).classifier
     if attack is not None:
         attack = load_attack(part / TRIGGER)
-    scores = _measure(loaded, test, attack)
+    scores = measure(loaded, test, attack)
     twin_scores = None
     if clean_twin is not None and attack is not None:
-        twin_scores = _measure(clean_twin, test, attack)
+        twin_scores = measure(clean_twin, test, attack)
     record = {
         "kind": "model",
         "name": out.name,
@@ -216,7 +216,8 @@ def fresh_classifier(job: Job, train: ImageSet, device: torch.device) -> Classif
     return classifier
 
 
-def _measure(classifier: Classifier, test: ImageSet, attack: Attack | None) -> dict[str, Any]:
+def measure(classifier: Classifier, test: ImageSet, attack: Attack | None) -> dict[str, Any]:
+    """ACC, and with a trigger ASR and RA, as records hold them."""
     if attack is not None:
         return evaluate(classifier, test, attack).as_record()
     answers = classifier.logits(test).argmax(1).cpu()

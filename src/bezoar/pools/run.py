@@ -15,6 +15,7 @@ from bezoar.images import ImageSet
 from bezoar.pools.index import Pool, write_index
 from bezoar.pools.making import RECORD, fresh_classifier, make_model, open_images
 from bezoar.pools.spec import Planned, PoolSpec, plan
+from bezoar.records import make_folder
 
 Finished = Callable[[str, int, int], None]
 """Called with the name of a finished model, the number of finished ones, and of all."""
@@ -49,10 +50,7 @@ def make_pool(
     planned = plan(spec)
     _check(planned)
     out = Path(out).resolve()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder {out} cannot be made: {error.strerror}") from error
+    make_folder(out)
     failed: dict[str, str] = {}
     pool = write_index(out, planned, failed)
     done, total = len(pool.entries), len(planned)

@@ -155,11 +155,11 @@ def read_spec(path: str | Path) -> PoolSpec:
     """
     path = Path(path)
     fields = read_toml(path)
-    _refuse_unknown(fields, PoolSpec, str(path))
+    refuse_unknown(fields, PoolSpec, str(path))
     for number, grid in enumerate(fields.get("grid", ())):
-        _refuse_unknown(grid, Grid, f"{path}: grid {number + 1}")
-        _refuse_unknown(grid.get("recipe", {}), Recipe, f"{path}: grid {number + 1}: recipe")
-    _refuse_unknown(fields.get("recipe", {}), Recipe, f"{path}: recipe")
+        refuse_unknown(grid, Grid, f"{path}: grid {number + 1}")
+        refuse_unknown(grid.get("recipe", {}), Recipe, f"{path}: grid {number + 1}: recipe")
+    refuse_unknown(fields.get("recipe", {}), Recipe, f"{path}: recipe")
     try:
         return msgspec.convert(fields, PoolSpec)
     except msgspec.ValidationError as error:
@@ -293,7 +293,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _refuse_unknown(fields: Any, kind: type[msgspec.Struct], where: str) -> None:
+def refuse_unknown(fields: Any, kind: type[msgspec.Struct], where: str) -> None:
+    """Refuses the first key of a table that ``kind`` has no field for, with the nearest name.
+
+    Raises:
+        InputError: there is one; the message begins with ``where``.
+    """
     if not isinstance(fields, dict):
         return
     names = kind.__struct_fields__
