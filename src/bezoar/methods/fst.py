@@ -42,6 +42,7 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.distilling import divergence
+from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.tolerated import with_tolerated_augmentation
 from bezoar.training import BatchHook, Loss, Progress, Recipe, fit, no_progress
@@ -275,10 +276,5 @@ def _curves(cosines: list[float], loss: list[float]) -> list[dict[str, Any]]:
             "x": list(range(len(cosines))),
             "y": cosines,
         },
-        {
-            "name": "loss with the penalty",
-            "x_name": "epoch",
-            "x": list(range(1, len(loss) + 1)),
-            "y": loss,
-        },
+        *epoch_curves({"loss with the penalty": loss}),
     ]

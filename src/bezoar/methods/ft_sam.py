@@ -36,6 +36,7 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.clean_choice import accuracy_of
+from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.moved_weights import Weights, loss_at_moved_weights, norm_of
 from bezoar.methods.tolerated import with_tolerated_augmentation
@@ -131,14 +132,7 @@ class FTSAM(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "augmentation": {"flip": recipe.flip, "crop_padding": recipe.crop_padding},
                 "accuracy": {"before": before, "after": after},
                 "flags": [_TOO_FAR.format(before, after)] if after < before - _WORSE else [],
-                "curves": [
-                    {
-                        "name": "loss at the worst weights nearby",
-                        "x_name": "epoch",
-                        "x": list(range(1, len(history.loss) + 1)),
-                        "y": history.loss,
-                    }
-                ],
+                "curves": epoch_curves({"loss at the worst weights nearby": history.loss}),
                 "seconds": {"total": history.seconds},
             },
         )

@@ -44,6 +44,7 @@ import torch
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.nad_alignment import Alignment, Mean
 from bezoar.methods.nad_maps import FeatureMap, find_maps, watched
@@ -251,7 +252,4 @@ def _curves(
     lines = {"loss of the teacher": taught.loss, "loss of the student": history.loss}
     for number, one in enumerate(maps):
         lines[f"attention apart at {one.layer}"] = [means[number] for means in apart]
-    return [
-        {"name": name, "x_name": "epoch", "x": list(range(1, len(values) + 1)), "y": values}
-        for name, values in lines.items()
-    ]
+    return epoch_curves(lines)

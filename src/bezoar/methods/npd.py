@@ -42,6 +42,7 @@ import torch
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.npd_ascent import Ascent
 from bezoar.methods.npd_layer import Late, Place, find_place, fold
@@ -172,7 +173,4 @@ def _curves(history: History, training: PolarizerTraining) -> list[dict[str, Any
     lines = {"loss": history.loss, "share that was led astray": training.led}
     for number, name in enumerate(TERMS):
         lines[f"term {name}"] = [row[number] for row in training.terms]
-    return [
-        {"name": name, "x_name": "epoch", "x": list(range(1, len(values) + 1)), "y": values}
-        for name, values in lines.items()
-    ]
+    return epoch_curves(lines)

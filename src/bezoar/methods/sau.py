@@ -37,6 +37,7 @@ from bezoar.classifier import Classifier
 from bezoar.device import to_fast_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.sau_examples import Answers, Examples, shared_examples
 from bezoar.training import Progress, Recipe, fit, no_progress
@@ -227,11 +228,10 @@ def _flags(fooled: list[float], shared: list[float]) -> list[str]:
 
 def _curves(fooled: list[float], shared: list[float], loss: list[float]) -> list[dict[str, Any]]:
     """Shares and loss, for the report."""
-    return [
-        {"name": name, "x_name": "epoch", "x": list(range(1, len(values) + 1)), "y": values}
-        for name, values in (
-            ("share of examples that fool the original", fooled),
-            ("share of examples that are shared", shared),
-            ("loss", loss),
-        )
-    ]
+    return epoch_curves(
+        {
+            "share of examples that fool the original": fooled,
+            "share of examples that are shared": shared,
+            "loss": loss,
+        }
+    )

@@ -40,6 +40,7 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.clean_choice import accuracy_of, last_above
+from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.moved_weights import Weights, loss_at_moved_weights, norm_of
 from bezoar.methods.rnp_unlearning import Unlearned, Unlearning, unlearn
@@ -298,12 +299,7 @@ def _curves(
             "x": list(range(1, len(nwc) + 1)),
             "y": nwc.tolist(),
         },
-        {
-            "name": "loss while tuning",
-            "x_name": "epoch",
-            "x": list(range(1, len(losses) + 1)),
-            "y": losses,
-        },
+        *epoch_curves({"loss while tuning": losses}),
     ]
     if chosen["tried"]:
         curves.append(
