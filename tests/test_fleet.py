@@ -12,7 +12,8 @@ import safetensors.torch
 from bezoar import cli
 from bezoar.errors import InputError
 from bezoar.executors import HereExecutor, LocalExecutor, RayExecutor
-from bezoar.fleet import ScanOptions, _names, read_manifest, scan_models
+from bezoar.fleet import ScanOptions, _names, scan_models
+from bezoar.manifest import read_manifest
 
 FACTS = {"architecture": "bezoar:small-cnn", "mean": "0.3", "std": "0.35"}
 

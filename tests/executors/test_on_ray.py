@@ -17,7 +17,7 @@ from test_local import alive, wait_until
 
 from bezoar.errors import InputError
 from bezoar.executors import Done, RayExecutor, Task
-from bezoar.executors.on_ray import _Reporter, _Reports
+from bezoar.executors.ray_progress import Reporter, Reports
 
 
 def task(function, key=None, files=None, **arguments):
@@ -184,9 +184,9 @@ def test_of_many_reports_the_first_and_the_last_on_each_thing_are_sent():
             self.add = Call(reports.add)
 
     sent = []
-    reports = _Reports()
+    reports = Reports()
     reports.add = lambda *report: sent.append(report)
-    reporter = _Reporter(None, Actor(reports), "key")
+    reporter = Reporter(None, Actor(reports), "key")
     for step in range(100):
         reporter.add(f"first (loss {step})", step / 100)
     for step in range(100):
@@ -201,7 +201,7 @@ def test_of_many_reports_the_first_and_the_last_on_each_thing_are_sent():
 
 
 def test_reports_that_nobody_takes_do_not_pile_up():
-    reports = _Reports()
+    reports = Reports()
     for step in range(1000):
         reports.add("a", f"training (step {step})", step / 1000)
         reports.add("b", "training", step / 1000)

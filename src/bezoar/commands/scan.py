@@ -101,7 +101,8 @@ class Scan(Common, Model, Reading, ManyModels):
         return ModelOnImages(**own)
 
     def _scan_many(self, manifest: Path) -> int:
-        from bezoar.fleet import ScanOptions, read_manifest, scan_models
+        from bezoar.fleet import ScanOptions, scan_models
+        from bezoar.manifest import read_manifest
 
         for name in ("model", "report"):
             if getattr(self, name) is not None:

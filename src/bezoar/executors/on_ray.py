@@ -30,6 +30,7 @@ from bezoar.executors.file_cache import Package, local_copy, pack
 from bezoar.executors.gpus import capacity, check_share
 from bezoar.executors.local import worker_environment
 from bezoar.executors.process import WorkerProcess
+from bezoar.executors.ray_progress import Board, Reporter
 
 # Outcomes are short records; Ray's own choice would be a third of the memory.
 _OBJECT_STORE_BYTES = 100 << 20
@@ -41,7 +42,6 @@ _NO_CLUSTER = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 _LEAST_CPUS = 0.1
 _POLL_S = 0.2
 _LOOK_S = 2.0  # between two looks at which nodes there are
-_REPORT_S = 0.3  # between two reports of a task on the same thing
 _LEAST_AHEAD = 8  # tasks that are handed to Ray, where the cluster is small or still empty
 
 
@@ -115,7 +115,7 @@ class RayExecutor(msgspec.Struct, frozen=True, kw_only=True):
             self._connect(ray)
         alone = ours and self.address is None
         pending: dict[Any, tuple[Task, float]] = {}
-        board = None if progress is None else _Board(ray, progress)
+        board = None if progress is None else Board(ray, progress)
         try:
             if alone and not self._slots(ray):
                 raise InputError(
@@ -275,90 +275,12 @@ class _Shelf:
                 self.packages.pop(path, None)
 
 
-class _Board:
-    """Where tasks on all nodes report, and where this process reads what they do.
-
-    It is an actor on this process's own node, so that it is lost only together with it.
-    """
-
-    def __init__(self, ray: Any, progress: Progress) -> None:
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        self.ray, self.progress = ray, progress
-        self.actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Reports).remote()
-
-    def pass_on(self) -> None:
-        """Calls the progress callback with all that came since the last call."""
-        try:
-            reports = self.ray.get(self.actor.take.remote())
-        except self.ray.exceptions.RayError:  # without it the tasks themselves go on
-            return
-        for key, what, share in reports:
-            self.progress(key, what, share)
-
-    def close(self) -> None:
-        self.ray.kill(self.actor)
-
-
-class _Reports:
-    """The actor: the last word of each task on each thing that it does, until it is taken."""
-
-    def __init__(self) -> None:
-        self.reports: dict[tuple[str, str], tuple[str, str, float]] = {}
-
-    def add(self, key: str, what: str, share: float) -> None:
-        stem = _stem(what)
-        self.reports.pop((key, stem), None)  # the order is that of the last words
-        self.reports[key, stem] = (key, what, share)
-
-    def take(self) -> list[tuple[str, str, float]]:
-        taken, self.reports = list(self.reports.values()), {}
-        return taken
-
-
-class _Reporter:
-    """A task's way to the board: not every word of it, but the first and the last on each thing."""
-
-    def __init__(self, ray: Any, actor: Any, key: str) -> None:
-        self.ray, self.actor, self.key = ray, actor, key
-        self.what, self.sent = "", -math.inf
-        self.held: tuple[str, float] | None = None
-        self.reference: Any = None
-
-    def add(self, what: str, share: float) -> None:
-        if self.held is not None and _stem(self.held[0]) != _stem(what):
-            self._send(*self.held)
-        now = time.monotonic()
-        if _stem(what) == self.what and now - self.sent < _REPORT_S and share < 1:
-            self.held = (what, share)
-            return
-        self.sent = now
-        self._send(what, share)
-
-    def _send(self, what: str, share: float) -> None:
-        self.what, self.held = _stem(what), None
-        self.reference = self.actor.add.remote(self.key, what, share)
-
-    def finish(self) -> None:
-        """Waits until everything is there, so that no report comes after the outcome."""
-        if self.held is not None:
-            self._send(*self.held)
-        if self.reference is not None:
-            with contextlib.suppress(self.ray.exceptions.RayError):
-                self.ray.get(self.reference, timeout=5)
-
-
-def _stem(what: str) -> str:
-    return what.partition(" (")[0]  # what is in brackets changes, such as losses
-
-
 def _execute(order: _Order, board: Any) -> Outcome:
     """Runs on a node: gets the files, runs the task in a process of its own, and reports."""
     ray = importlib.import_module("ray")
     # What the driver could import this worker can too, where the files are the same.
     sys.path += [path for path in order.paths if path not in sys.path]
-    reporter = None if board is None else _Reporter(ray, board, order.key)
+    reporter = None if board is None else Reporter(ray, board, order.key)
     with contextlib.ExitStack() as held:
         root = _cache_folder(ray) if order.packages else Path()
         copies = {
@@ -373,7 +295,7 @@ def _execute(order: _Order, board: Any) -> Outcome:
     return outcome
 
 
-def _watched(order: _Order, copies: dict[str, str], reporter: _Reporter | None) -> Outcome:
+def _watched(order: _Order, copies: dict[str, str], reporter: Reporter | None) -> Outcome:
     process = WorkerProcess(worker_environment(order.threads))
     try:
         process.give(
