@@ -26,6 +26,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/lint-imports
 	@$(BIN)/python benchmarks/make_measured.py --check
 	@$(BIN)/python benchmarks/make_leaderboard.py --check
+	@$(BIN)/python benchmarks/make_pages.py --check
 
 types: $(VENV)/.dev
 	@$(BIN)/mypy
@@ -33,6 +34,7 @@ types: $(VENV)/.dev
 measured: $(VENV)/.core
 	@$(BIN)/python benchmarks/make_measured.py
 	@$(BIN)/python benchmarks/make_leaderboard.py
+	@$(BIN)/python benchmarks/make_pages.py
 
 docs: $(VENV)/.docs
 	@$(BIN)/zensical build --clean

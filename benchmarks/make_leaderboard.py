@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from bezoar import bench
 from bezoar.records import write_text
@@ -23,12 +24,17 @@ ORIGIN = (
 )
 
 
-def page(grid: Path) -> str:
-    """The Markdown of a grid's results."""
+def grid_summary(grid: Path) -> dict[str, Any]:
+    """What ``bench.summarise`` makes of the results that lie beside a grid's file."""
     out = grid.with_suffix("")
     plan = bench.plan_again(bench.read_grid(grid), out)
     results = {one.key: bench.read_result(out, one) for one in plan.runs}
-    title, _, rest = bench.markdown(bench.summarise(plan, results)).partition("\n")
+    return bench.summarise(plan, results)
+
+
+def page(grid: Path) -> str:
+    """The Markdown of a grid's results."""
+    title, _, rest = bench.markdown(grid_summary(grid)).partition("\n")
     return f"{title}\n\n{ORIGIN}\n{rest}"
 
 

@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 import bezoar
 from bezoar import cli, networks
-from bezoar.attacks import Attack, attacks
+from bezoar.attacks import Attack, attacks, parse_attack
 from bezoar.demo import MEAN, STD
 from bezoar.intake import ModelDescription
 from bezoar.methods import methods
 from bezoar.pools import Grid, PoolSpec
+from bezoar.report import glossary
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMED = {"ids": lambda page: page.relative_to(ROOT).as_posix()}
 
 
 def text(name):
@@ -33,7 +36,7 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, **NAMED)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
         file, _, anchor = target.partition("#")
@@ -43,8 +46,13 @@ def test_links_between_pages_lead_somewhere(page):
 
 
 def test_every_page_is_in_the_navigation():
-    named = set(re.findall(r": (\w+\.md)$", text("mkdocs.yml"), re.MULTILINE))
-    assert named == {page.name for page in (ROOT / "docs").glob("*.md")}
+    named = re.findall(r": ([\w/-]+\.md)$", text("mkdocs.yml"), re.MULTILINE)
+    docs = ROOT / "docs"
+    assert sorted(named) == sorted(p.relative_to(docs).as_posix() for p in docs.rglob("*.md"))
+
+
+def written_by_hand(name):
+    return re.sub(r"<!-- (\w+): generated -->.*?<!-- \1: end -->", "", text(name), flags=re.DOTALL)
 
 
 COMMANDS = {
@@ -113,15 +121,75 @@ def test_every_field_of_a_model_description_is_documented():
 def test_every_method_and_attack_is_documented():
     own = [name for name in methods.names() if methods.get(name).__module__.startswith("bezoar.")]
     for name in own:
-        assert f"\n## {name}\n" in text("docs/methods.md")
-    page = text("docs/attacks.md")
+        assert f"](methods/{name}.md)" in text("docs/methods.md")
+        described, _, measured = text(f"docs/methods/{name}.md").partition("\n## Measured\n")
+        assert len(described) > 1000 and "\n## Settings\n" in measured, name
+    overview = text("docs/attacks.md")
     shared = Attack.__struct_fields__
-    assert all(f"| `{field}` |" in page for field in shared)
+    assert all(f"| `{field}` |" in overview for field in shared)
     for name in attacks.names():
-        row = re.search(rf"^\| `{name}` \|(.*)\|$", page, re.MULTILINE)
-        assert row, name
+        assert f"](attacks/{name}.md)" in overview
         own = set(attacks.get(name).__struct_fields__) - set(shared)
-        assert all(f"`{field}`" in row[1] for field in own), name
+        assert all(f"\n| `{field}` |" in text(f"docs/attacks/{name}.md") for field in own), name
+
+
+def test_no_word_is_explained_twice():
+    words = re.findall(r"^- \*\*(.+?)\*\*:", written_by_hand("docs/glossary.md"), re.MULTILINE)
+    own = [part.strip().lower() for word in words for part in word.split(",")]
+    assert len(own) == len(set(own))
+    of_reports = {word.lower() for words in glossary.ALL_WORDS.values() for word in words}
+    assert not set(own) & of_reports
+
+
+def test_the_glossary_knows_every_word_that_a_report_explains():
+    tables = [value for name, value in vars(glossary).items() if re.fullmatch(r"_[A-Z_]+", name)]
+    assert len(tables) == len(glossary.ALL_WORDS)
+    assert all(table in glossary.ALL_WORDS.values() for table in tables)
+    page = text("docs/glossary.md")
+    for words in glossary.ALL_WORDS.values():
+        assert all(f"\n- **{word}**: {meaning}\n" in page for word, meaning in words.items())
+
+
+@pytest.fixture
+def _own_registries(monkeypatch):
+    for registry in (methods, attacks):
+        registry.names()  # what other packages add is there before the copy is taken
+        monkeypatch.setattr(registry, "_things", dict(registry._things))
+
+
+@pytest.mark.usefixtures("_own_registries")
+def test_the_method_of_the_contributors_page_runs_as_printed(digits, capsys):
+    (example,) = (b for b in blocks("docs/contributing.md", "python") if "methods.register" in b)
+    exec(example, {"__name__": "my_package.my_method"})
+    before = {key: value.clone() for key, value in digits.planted.network.state_dict().items()}
+    repair = bezoar.clean(digits.planted, digits.clean, method="my-method", witnesses=["tac"])
+    given, new = digits.planted.network.state_dict(), repair.classifier.network.state_dict()
+    assert all(torch.equal(given[key], value) for key, value in before.items())
+    assert not all(torch.equal(new[key], value) for key, value in before.items())
+    assert cli.run(["methods", "my-method"]) == 0
+    assert "recipe.epochs = 5" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_own_registries")
+def test_the_attack_of_the_contributors_page_runs_as_printed(digits, capsys):
+    (example,) = (b for b in blocks("docs/contributing.md", "python") if "attacks.register" in b)
+    exec(example, {"__name__": "my_package.my_attack"})
+    attack = parse_attack("my-attack:target=3,strength=0.25")
+    poisoned = attack.poison(digits.clean, 0.1, seed=0)
+    assert (poisoned.images.labels[poisoned.where] == 3).all()
+    assert attack.stamp(torch.full((1, 1, 8, 8), 0.5)).unique().tolist() == [0.75]
+    assert cli.run(["attacks", "my-attack"]) == 0
+    assert "strength=0.1" in capsys.readouterr().out
+
+
+def test_every_target_of_make_that_a_page_names_exists():
+    rules = set(re.findall(r"^(\w+):", text("Makefile"), re.MULTILINE))
+    named = set()
+    for page in PAGES:
+        in_blocks = "\n".join(blocks(page.relative_to(ROOT), ""))
+        named |= set(re.findall(r"^make (\w+)", in_blocks, re.MULTILINE))
+        named |= set(re.findall(r"`make\s(\w+)`", page.read_text(encoding="utf-8")))
+    assert {"demo", "test", "measured"} <= named <= rules
 
 
 def test_the_readme_installs_with_the_constraints_everywhere():
@@ -135,7 +203,7 @@ def test_python_of_the_readme_uses_names_that_exist():
         assert hasattr(bezoar, name), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, **NAMED)
 def test_python_blocks_are_python(page):
     for block in blocks(page.relative_to(ROOT), "python"):
         compile(block, page.name, "exec")

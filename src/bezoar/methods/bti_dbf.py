@@ -21,7 +21,7 @@ towards the original as far as the strong triggers stay dead, since what the fin
 beyond that only costs accuracy.
 
 Assumes that a backdoor has features of its own. Data: labelled images. Layers: any that cuts the
-network; for best results the last feature map. Known failures (measured in ``docs/methods.md``):
+network; for best results the last feature map. Known failures (see ``docs/methods/bti-dbf.md``):
 triggers that are smooth or differ from image to image; backdoors in few weights (TBT), whose
 trigger is no stronger than a universal perturbation; without a strong trigger the
 repair is little more than fine-tuning.

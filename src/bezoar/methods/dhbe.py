@@ -19,7 +19,7 @@ the end; rounds end when *fresh* generators find no pattern that moves the stude
 teacher (``dhbe_measuring``), which needs no data.
 
 Assumes that the trigger is added in one small place. Data: none. Layers: any; without BatchNorm the
-synthetic images are poor. Known failures (measured in ``docs/methods.md``): what is left of a patch
+synthetic images are poor. Known failures (see ``docs/methods/dhbe.md``): what is left of a patch
 depends on the seed, and fresh patterns need not find it, so that the stop can come too early;
 triggers outside the family, such as blends, waves and warps, and backdoors in a few weights, are
 only hit by accident; a network without a backdoor pays too, as patches move its answers as well.

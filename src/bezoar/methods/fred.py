@@ -20,7 +20,7 @@ some hundred samples; *companions*, as many public images that the suspect label
 samples: on samples alone the network forgets what real images need, and on companions alone the
 backdoor can stay; and the controls: the same removal with random images of the generator, with
 public images, or with images searched in pixels (``fred_sources``). They show whether the search
-earns its cost; ``docs/methods.md`` has what was measured.
+earns its cost; ``docs/methods/fred.md`` has what was measured.
 
 Assumes that public images can resemble the classes, and that the trigger is a change that is nearly
 the same for every image. Data: public images, or a generator trained on such; no image of the task.

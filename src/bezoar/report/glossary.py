@@ -56,6 +56,16 @@ _ATTACK_WORDS = {
     "halved. A rise of ASR or of ACC counts as 0; 50 % means that nothing was won.",
 }
 
+ALL_WORDS = {
+    "Of every page": _GLOSSARY,
+    "Of a repair": _REPAIR_WORDS,
+    "Of a repair without images": _SYNTHETIC_WORDS,
+    "Of a repair with public images": _MATERIAL_WORDS,
+    "Of the check with a known trigger": _ATTACK_WORDS,
+    "Of `synthesize`": _SYNTHESIS_WORDS,
+}
+"""Topic → its words; the documentation's glossary shows all of them."""
+
 
 def glossary(
     repair: Repair | None, synthesis: Synthesis | None, twin_attack: Attack | None
