@@ -29,6 +29,7 @@ from bezoar.methods import (
     FST,
     FTSAM,
     IBAU,
+    MMBD,
     NAD,
     NPD,
     RNP,
@@ -43,6 +44,7 @@ from bezoar.methods import (
     Method,
     NeuralCleanse,
     Repair,
+    Weights,
     methods,
     takes_public,
 )
@@ -253,6 +255,12 @@ ROWS = {
     ),
 }
 NAMES = sorted(ROWS)
+LOOKING = {"mm-bd": lambda: MMBD(steps=3), "weights": Weights}  # they remove nothing
+ALL = sorted([*ROWS, *LOOKING])
+
+
+def quick(name):
+    return (ROWS[name].quick if name in ROWS else LOOKING[name])()
 
 
 def sharing(name, which):
@@ -296,7 +304,9 @@ def check_removes(repair, digits):
 
 
 def test_every_method_has_its_row():
-    assert methods.names() == NAMES
+    assert methods.names() == ALL
+    for name in ALL:
+        assert (methods.get(name).remove is Method.remove) == (name in LOOKING)
 
 
 @pytest.mark.parametrize(("name", "which"), PLANTED)
@@ -368,14 +378,14 @@ def half_in_training(network):
 
 
 def jobs(name):
-    method = ROWS[name].quick()
-    found = {"remove": method.remove}
+    method = quick(name)
+    found = {"remove": method.remove} if name in ROWS else {}
     if method.inspects:
         found["inspect"] = method.inspect
     return found
 
 
-BOTH = [(name, job) for name in NAMES for job in jobs(name)]
+BOTH = [(name, job) for name in ALL for job in jobs(name)]
 
 
 @pytest.mark.parametrize(("name", "job"), BOTH)
@@ -441,9 +451,9 @@ def test_a_seed_repeats_the_repair_to_the_bit(name, digits):
         assert states[0] != states[2], "the seed changes nothing, so it proves nothing"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if methods.get(name).inspects])
+@pytest.mark.parametrize("name", [name for name in ALL if methods.get(name).inspects])
 def test_a_seed_repeats_the_inspection_to_the_bit(name, digits):
-    first, second = (ROWS[name].quick().inspect(digits.planted, digits.clean) for _ in range(2))
+    first, second = (quick(name).inspect(digits.planted, digits.clean) for _ in range(2))
     for field in ("values", "scores", "p_values", "carried"):
         assert getattr(first, field) == getattr(second, field)
     assert (first.perturbations is None) == (second.perturbations is None)
@@ -534,9 +544,19 @@ def test_it_accepts_a_network_it_has_never_seen(name, kind, unseen):
         spared = ROWS[name].only_prunes and said
         assert (everything_about(after)["tensors"] == before["tensors"]) == spared
     if methods.get(name).inspects:
-        evidence = ROWS[name].quick().inspect(classifier, images)
-        assert len(evidence.values) == len(evidence.p_values) == len(evidence.scores) == 4
-        assert all(0 <= p <= 1 for p in evidence.p_values)
+        check_evidence(ROWS[name].quick().inspect(classifier, images))
+
+
+def check_evidence(evidence):
+    assert len(evidence.values) == len(evidence.p_values) == len(evidence.scores) == 4
+    assert all(0 <= p <= 1 for p in evidence.p_values)
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+@pytest.mark.parametrize("name", LOOKING)
+def test_who_only_looks_accepts_them_too(name, kind, unseen):
+    classifier, images = unseen(kind)
+    check_evidence(quick(name).inspect(classifier, images))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -618,7 +638,7 @@ def test_it_uses_nothing_but_the_clean_images_it_was_given(name, job, digits, mo
         strangers.extend(fingerprint(batch) - allowed)
         return run(self, batch)
 
-    if ROWS[name].only_clean_images:
+    if name in ROWS and ROWS[name].only_clean_images:
         monkeypatch.setattr(Classifier, "normalise", watched)
     trap = Trap(digits.clean.images, digits.clean.labels)
     jobs(name)[job](classifier, trap, seed=0)
@@ -633,7 +653,7 @@ def parameters(function):
     return list(inspect.signature(function).parameters)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("job", ["remove", "inspect"])
 def test_there_is_no_parameter_for_a_trigger_or_for_test_data(name, job):
     material = "public" if job == "remove" and name == "fred" else "clean"
@@ -651,7 +671,7 @@ FORBIDDEN = {"trigger", "triggers", "poison", "poisoned", "stamped", "test", "at
 def test_what_decides_has_no_parameter_for_them_either():
     for function in (pipeline.scan, pipeline.clean, pipeline.check_input, verdict.judge):
         assert not words_of(parameters(function)) & FORBIDDEN
-    for name in NAMES:
+    for name in ALL:
         fields = [field.name for field in msgspec.structs.fields(methods.get(name))]
         assert not words_of(fields) & FORBIDDEN
     evidence = [field.name for field in dataclasses.fields(verdict.Evidence)]
@@ -675,7 +695,7 @@ def test_who_sweeps_a_threshold_gives_the_other_repairs(name, digits):
     assert any(differs), "the settings make no difference"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_its_facts_are_stated(name):
     kind = methods.get(name)
     assert kind.title and kind.paper and kind.layers and kind.cost
@@ -683,9 +703,9 @@ def test_its_facts_are_stated(name):
     assert kind.__doc__ and len(inspect.getdoc(kind).splitlines()) > 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_its_configuration_survives_json_and_refuses_what_it_does_not_know(name):
-    method = ROWS[name].quick()
+    method = quick(name)
     plain = json.loads(json.dumps(method.configuration()))
     assert msgspec.convert(plain, methods.get(name)) == method
     with pytest.raises(msgspec.ValidationError, match="unknown field"):

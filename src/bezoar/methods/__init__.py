@@ -25,6 +25,7 @@ from bezoar.methods.method import (
     takes_no_task_image,
     takes_public,
 )
+from bezoar.methods.mm_bd import MMBD
 from bezoar.methods.nad import NAD
 from bezoar.methods.neural_cleanse import NeuralCleanse
 from bezoar.methods.npd import NPD
@@ -32,6 +33,7 @@ from bezoar.methods.rnp import RNP
 from bezoar.methods.sau import SAU
 from bezoar.methods.tac import TAC
 from bezoar.methods.tsbd import TSBD
+from bezoar.methods.weights import Weights
 
 __all__ = [
     "ANP",
@@ -40,6 +42,7 @@ __all__ = [
     "FST",
     "FTSAM",
     "IBAU",
+    "MMBD",
     "NAD",
     "NPD",
     "RNP",
@@ -56,6 +59,7 @@ __all__ = [
     "Needs",
     "NeuralCleanse",
     "Repair",
+    "Weights",
     "is_data_free",
     "methods",
     "takes_no_task_image",

@@ -135,7 +135,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         progress: Progress = no_progress,
     ) -> Repair:
         """Returns a repaired copy of ``classifier``."""
-        raise NotImplementedError
+        raise InputError(f"{self.name} looks for the target class and removes nothing")
 
     def inspect(
         self,
