@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from ray_import import import_ray
 
-from bezoar import networks
+from bezoar import networks, scanning
 from bezoar.attacks import Attack, BadNets
 from bezoar.classifier import Classifier
 from bezoar.demo import DIGITS_RECIPE, load_digits
@@ -27,6 +27,23 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+EVERY_WITNESS = scanning.WITNESSES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_witness():
+    """A scan that nobody is named for asks TAC alone: the others take seconds, even on digits."""
+    scanning.WITNESSES = ("tac",)
+    yield
+    scanning.WITNESSES = EVERY_WITNESS
+
+
+@pytest.fixture
+def every_witness(monkeypatch):
+    """Undoes that for tests of the choice itself."""
+    monkeypatch.setattr(scanning, "WITNESSES", EVERY_WITNESS)
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ def test_a_seed_repeats_the_repair_and_the_caller_s_model_stays(planted):
 
 @pytest.mark.parametrize(
     ("method", "who"),
-    [(None, "choosing a method"), ("tac", "the method 'tac'"), (FineTuning(), "the method 'ft'")],
+    [("tac", "the method 'tac'"), (FineTuning(), "the method 'ft'")],
 )
 def test_a_method_that_needs_images_is_refused_with_those_that_do_not(method, who, planted):
     message = f"no images were given, and {who} needs labelled clean images; .*--images.*: .*shake"

@@ -409,7 +409,7 @@ def test_the_command_gives_up_on_time_and_on_memory(run, manifest):
     ("arguments", "said"),
     [
         ("scan", "no model is given; give one, or many as --manifest"),
-        ("scan {files}/planted.toml", "a scan needs clean images of the task; give them as"),
+        ("scan {files}/planted.toml --audit", "an audit needs clean images of the task; give them"),
         ("scan {files}/planted.toml --manifest {csv}", "a model is given beside --manifest"),
         ("scan --manifest {csv} --report {out}/r.html", "--report is given beside --manifest"),
         ("scan --manifest {csv} --limit 0", "--limit is 0; expected at least 1"),

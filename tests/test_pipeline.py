@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from bezoar import pipeline
+from bezoar import pipeline, scanning
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
-from bezoar.methods import TAC, Evidence, FineTuning, Method, NeuralCleanse, Repair
+from bezoar.methods import TAC, Evidence, FineTuning, Method, Repair
 from bezoar.methods.method import Needs
 from bezoar.records import to_json
 from bezoar.repair_record import changes
@@ -205,7 +205,7 @@ def test_witnesses_that_cannot_look_are_refused_before_any_work(case, job, digit
     def no_work(*_arguments, **_options):
         raise AssertionError("this comes after the checks")
 
-    monkeypatch.setattr(pipeline, "check_input", no_work)
+    monkeypatch.setattr(scanning, "check_input", no_work)
     monkeypatch.setattr(TAC, "inspect", no_work)
     witnesses, message = BAD_WITNESSES[case]
     with pytest.raises(InputError, match=message):
@@ -267,8 +267,6 @@ def test_input_that_cannot_be_used_is_refused(case, job, digits, monkeypatch):
         monkeypatch.setattr(method, "remove", no_work)
         monkeypatch.setattr(method, "inspect", no_work)
     make, message = BAD[case]
-    if job is pipeline.clean and case == "fewer, without labels":
-        message = "cleaning needs labelled images"
     with pytest.raises(InputError, match=message):
         job(*make(digits))
 
@@ -294,62 +292,33 @@ def test_a_low_accuracy_is_a_notice(digits):
 def test_without_a_method_a_suspected_class_is_repaired(digits, planted_repair):
     record = planted_repair.record
     assert record["accepted"] and not record["untouched"]
-    assert record["method"]["name"] == "tac"
-    assert record["method"]["configuration"]["target_class"] == digits.attack.target
-    assert "suspects class 4" in record["method"]["reason"]
+    kept = record["trials"][record["kept"]]
+    assert record["method"]["name"] == kept["steps"][-1]
+    assert "tried" in record["method"]["reason"]
+    usable = [t for t in record["trials"] if t["accuracy_drop"] <= record["max_accuracy_drop"]]
+    assert kept["survival"]["removed"] or kept["score"] == min(t["score"] for t in usable)
     scores = evaluate(planted_repair.classifier, digits.test, digits.attack)
     assert scores.asr <= 0.2 and scores.acc >= 0.93
-    assert record["rescan"]["verdict"] != Verdict.BACKDOOR_FOUND.value
+    assert record["aftercare"]["risk"] in record["outcome"]
 
 
-def test_the_witness_that_found_the_class_repairs_it(digits):
-    witnesses = ["tac", Pointing()]
-    repair = pipeline.clean(digits.planted, digits.clean, witnesses=witnesses)
+def test_precaution_repairs_a_model_in_which_nothing_was_found(digits):
+    repair = pipeline.clean(digits.twin, digits.clean, precaution=True)
     record = plain(repair.record)
-    assert record["method"]["name"] == "pointing"
-    assert record["method"]["configuration"] == {
-        "points_at": 6, "p_value": 1e-6, "target_class": 6
-    }  # fmt: skip
-    assert record["method"]["reason"] == (
-        "The scan suspects class 6; pointing found it, so pointing repairs it."
-    )
-    assert [item["method"] for item in record["rescan"]["evidence"]] == ["tac", "pointing"]
-    assert [evidence.method for evidence in repair.evidence] == ["tac", "pointing"]
-    unsure = [TAC(recipe=Recipe(epochs=1)), Pointing(p_value=0.01)]
-    repair = pipeline.clean(digits.planted, digits.clean, witnesses=unsure)
-    assert repair.record["method"]["name"] == "tac"
-    assert repair.record["method"]["configuration"]["target_class"] == digits.attack.target
-    assert repair.record["method"]["configuration"]["recipe"]["epochs"] == 1, "as it was given"
+    assert not record["untouched"] and record["max_accuracy_drop"] == pipeline.PRECAUTION
+    assert record["accepted"] == (record["accuracy_drop"] <= pipeline.PRECAUTION)
+    assert record["method"]["reason"].startswith("Nothing was found; it is repaired as a precaut")
+    with pytest.raises(InputError, match="precaution is for a choice of methods"):
+        pipeline.clean(digits.twin, digits.clean, precaution=True, method="ft")
 
 
-def test_what_a_witness_without_a_repair_found_is_repaired_by_tac(digits):
-    class Short(TAC, frozen=True, kw_only=True):
-        recipe: Recipe = Recipe(epochs=1)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "TAC", Short)
-        repair = pipeline.clean(digits.planted, digits.clean, witnesses=[OnlyPointing()])
-    assert repair.record["method"]["name"] == "tac"
-    assert repair.record["method"]["configuration"]["target_class"] == 6
-    assert "only pointing, which found it, removes nothing" in repair.record["method"]["reason"]
-
-
-def test_neural_cleanse_removes_what_it_found():
-    finding = pipeline.Finding(
-        verdict=Verdict.SUSPICIOUS,
-        suspects=(3,),
-        ranking=(3, 0, 1, 2),
-        p_values=(1.0, 1.0, 1.0, 0.03),
-        evidence=(),
-        deciding=(0, 0, 0, 1),
-        record={},
-    )
-    witnesses = pipeline.find_witnesses(["tac", NeuralCleanse(images=100)])
-    chosen, reason = pipeline._repair_for(finding, witnesses, ["a", "b", "c", "d"])
-    assert chosen == NeuralCleanse(images=100, target_class=3)
-    assert reason == (
-        "The scan suspects class d; neural-cleanse found it, so neural-cleanse repairs it."
-    )
+def test_images_without_labels_are_given_the_model_s_own_answers(digits):
+    repair = pipeline.clean(digits.planted, ImageSet(digits.clean.images))
+    record = plain(repair.record)
+    assert record["judged_on"] == "unlabelled images" and record["accepted"]
+    scores = evaluate(repair.classifier, digits.test, digits.attack)
+    assert scores.asr <= 0.2 and scores.acc >= 0.93
+    assert "accuracy could not be measured" in record["aftercare"]["risk"]
 
 
 def test_without_a_method_a_model_with_nothing_found_comes_back_untouched(digits):
@@ -522,4 +491,4 @@ def test_an_unknown_method_and_missing_labels_are_refused(digits):
     with pytest.raises(InputError, match="no method 'tc'; perhaps you meant 'tac'"):
         pipeline.clean(digits.planted, digits.clean, method="tc")
     with pytest.raises(InputError, match="cleaning needs labelled images"):
-        pipeline.clean(digits.planted, ImageSet(digits.clean.images))
+        pipeline.clean(digits.planted, ImageSet(digits.clean.images), method="ft")

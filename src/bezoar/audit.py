@@ -18,8 +18,8 @@ from typing import Any
 
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
-from bezoar.methods import RNP, Evidence, Method
-from bezoar.pipeline import WITNESSES, Finding, find_witnesses, scan
+from bezoar.methods import RNP, Evidence
+from bezoar.scanning import Finding, Witnesses, find_witnesses, scan
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels
 
@@ -29,7 +29,7 @@ def audit(
     clean: ImageSet,
     *,
     seed: int = 0,
-    witnesses: Sequence[str | Method] = WITNESSES,
+    witnesses: Witnesses | None = None,
     levels: Levels | None = None,
     progress: Progress = no_progress,
 ) -> Finding:

@@ -45,7 +45,7 @@ class ScanOptions(msgspec.Struct, frozen=True, kw_only=True):
         limit: at most so many images.
     """
 
-    methods: tuple[str, ...] = pipeline.WITNESSES
+    methods: tuple[str, ...] = (pipeline.AUTO,)
     audit: bool = False
     seed: int = 0
     device: str | None = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 SOURCE = "data/power.json"  # written by benchmarks/false_alarms.py
+TOGETHER = "data/scan_power.json"  # written by benchmarks/scan_power.py
 
 
 @functools.cache
@@ -28,6 +30,42 @@ def power_sentence() -> str:
         f"with a patch trigger and in {flagged['blend']} of {blend['counted']} with faint noise "
         "over the whole image (Blend). Other kinds of networks and attacks can differ much."
     )
+
+
+def combined_power_sentence(names: Sequence[str]) -> str | None:
+    """What was measured of several witnesses together; None where these were not.
+
+    >>> combined_power_sentence(["mm-bd", "weights"]).startswith("Measured: of ")
+    True
+    """
+    found = next((row for row in _together() if set(row["witnesses"]) == set(names)), None)
+    if found is None:
+        return None
+    alarms = {key: row["at 0.05"] for key, row in found["false alarms"].items()}
+    counts = [
+        f"{_share(row)} of {row['count']} with {key} classes"
+        for key, row in alarms.items()
+        if key != "all"
+    ]
+    told = (
+        f"Measured: of {alarms['all']['count']} backdoor-free networks, each judged by the others, "
+        f"{_share(alarms['all'])} were flagged as suspicious ({'; '.join(counts)})."
+    )
+    power = found.get("held-out")
+    if power:
+        told += (
+            f" Of {power['flagged']['count']} backdoored networks of {power['attacks']} attacks "
+            f"that had no part in choosing the test, {_share(power['flagged'])} were flagged, "
+            f"{_share(power['right'])} with the right class first."
+        )
+    return f"{told} Other kinds of networks and attacks can differ much."
+
+
+@functools.cache
+def _together() -> list[dict[str, Any]]:
+    text = resources.files("bezoar").joinpath(TOGETHER).read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = json.loads(text)["power"]
+    return rows
 
 
 def _share(rate: dict[str, Any]) -> str:

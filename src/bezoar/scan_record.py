@@ -1,8 +1,9 @@
 """What a scan found, as the plain record that the screen, the report and the JSON file show.
 
 Each witness keeps its own statistic, unit and null; ``statistic`` is that of the witness that
-decided the most suspicious class. p-values are corrected for the number of classes and of
-witnesses everywhere in the record.
+decided the most suspicious class. The p-values of the record are corrected for the number of
+classes and of witnesses. A witness's own are, too, where the witnesses share the false-alarm rate;
+where their combination was measured, a witness's p-values are what it says alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bezoar.methods import Evidence
 from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.recovered import Recovered
-from bezoar.power import power_sentence
+from bezoar.power import combined_power_sentence, power_sentence
 from bezoar.statistics import FEWEST_CLASSES, critical_value, mad_outliers, small_outliers
 from bezoar.verdict import Judgement, Levels, Verdict, corrected_p_values
 from bezoar.wording import Words
@@ -43,7 +44,7 @@ def scan_record(
         images: how many clean images there were.
         levels: the limits of the verdicts.
     """
-    witnesses = len(evidence)
+    witnesses = len(evidence) if judgement.combined.factor is None else 1
     statistics = [_statistic_record(e, levels, witnesses) for e in evidence]
     return {
         "kind": "scan",
@@ -53,6 +54,15 @@ def scan_record(
         "suspects": list(judgement.suspects),
         "ranking": list(judgement.ranking),
         "p_values": list(judgement.p_values),
+        "combined": {
+            "sentence": judgement.combined.in_words(len(evidence)),
+            "factor": judgement.combined.factor,
+            "networks": judgement.combined.networks,
+        },
+        "proofs": [
+            {"method": evidence[w].method, "class": k} | proof.as_record()
+            for (w, k), proof in judgement.proofs.items()
+        ],
         "found_by": [evidence[judgement.deciding[k]].method for k in judgement.suspects],
         "levels": msgspec.structs.asdict(levels),
         "power": f"{_power([e.method for e in evidence])} {no_proof(evidence)}",
@@ -80,10 +90,7 @@ def _sentence(
     if judgement.verdict is Verdict.NOTHING_FOUND:
         phrases = {e.told.unusual for e in evidence}
         unusual = phrases.pop() if len(phrases) == 1 else Words().unusual
-        return (
-            f"None of the {len(classes)} classes {unusual} with these {images} clean images. "
-            f"{no_proof(evidence)}"
-        )
+        return f"None of the {len(classes)} classes {unusual} {_with(images)}. {no_proof(evidence)}"
     told = [evidence[w].told for w in judgement.deciding]
     unproven = [k for k in judgement.suspects if k not in judgement.proven]
     sentences = [
@@ -97,6 +104,10 @@ def _sentence(
         for words, chosen in _grouped(unproven, told)
     ]
     return " ".join(sentences)
+
+
+def _with(images: int) -> str:
+    return f"with these {images} clean images" if images else "without any clean image"
 
 
 def _readings(evidence: Sequence[Evidence], suspects: Sequence[int]) -> list[str]:
@@ -128,6 +139,9 @@ def _power(names: Sequence[str]) -> str:
     """What was measured of this choice of witnesses; nothing is lent from one to another."""
     if list(names) == [MEASURED]:
         return power_sentence()
+    together = combined_power_sentence(names)
+    if together is not None:
+        return together
     if MEASURED not in names:
         return f"False alarms and power of {' and '.join(names)} were not measured."
     return (

@@ -85,6 +85,33 @@ def print_synthesis(record: dict[str, Any]) -> None:
         console.print(f"Note: {notice}")
 
 
+def print_trials(record: dict[str, Any]) -> None:
+    """The repairs that were tried, where several were, with a mark at the one that was kept."""
+    if not record.get("trials"):
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("tried")
+    for name in ("accuracy lost", "triggers still carry", "signs left", "seconds"):
+        table.add_column(name, justify="right")
+    for number, trial in enumerate(record["trials"]):
+        name = ", then ".join(trial["steps"]) + " (kept)" * (number == record["kept"])
+        left = trial["survival"]
+        if left is None:
+            table.add_row(f"{name}: {trial['failure']}")
+            continue
+        table.add_row(
+            name,
+            f"{100 * trial['accuracy_drop']:.1f}",
+            f"{100 * left['worst']:.0f} %",
+            "no" if left["removed"] else "yes",
+            f"{trial['seconds']:.0f}",
+        )
+    Console(highlight=False, markup=False).print(table)
+
+
 def print_cost(record: dict[str, Any]) -> None:
     """What a purifier in front of the network costs, where the record has it."""
     cost = record.get("repair", {}).get("cost")

@@ -40,7 +40,7 @@ from bezoar.conformal import PARTS, as_high, deal, excess_p_value, rank_at
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.rnp_unlearning import Unlearned, Unlearning, unlearn
-from bezoar.pipeline import describe
+from bezoar.scanning import describe
 from bezoar.training import Progress, no_progress
 
 EXCESS = 0.01  # at this p-value more images are flagged than clean ones give

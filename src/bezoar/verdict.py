@@ -1,7 +1,9 @@
 """From evidence to one of three verdicts. There is no fourth, and none of them says "clean".
 
 * backdoor found: a class is so unusual that backdoor-free models show it in less than 1 % of scans,
-  and the recovered perturbation works on images it was not computed from;
+  one witness alone finds it that unusual, too, and what that witness recovered works on images it
+  was not computed from, of at least two classes, through more than the features that separate these
+  classes anyway;
 * suspicious: a class lies outside what backdoor-free models show (5 %), without that proof;
 * nothing found: neither, which proves nothing.
 """
@@ -9,13 +11,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
 
+from bezoar.combining import Combined, combine
 from bezoar.methods.method import Evidence
+from bezoar.proving import FEWEST_SOURCES, Proof
+
+Prove = Callable[[Evidence, int], Proof | None]
+"""Tries on held-out images what a witness recovered for a class; None where that is nothing."""
 
 
 class Verdict(StrEnum):
@@ -34,11 +41,14 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
         found: largest p-value of a class for *backdoor found*.
         carried: smallest share of held-out images of other classes that the recovered perturbation
             must carry into the class for *backdoor found*.
+        natural: a recovered perturbation explained to at least this share by the features that
+            separate the classes anyway is no proof.
     """
 
     suspicious: float = 0.05
     found: float = 0.01
     carried: float = 0.8
+    natural: float = 0.75
 
 
 @dataclass(frozen=True)
@@ -50,25 +60,33 @@ class Judgement:
         suspects: flagged classes, most suspicious first.
         ranking: all classes, most suspicious first.
         p_values: for each class, corrected for the number of classes and of witnesses.
+        combined: how these came about.
         reasons: the figures behind it, in sentences.
         deciding: for each class, the index of the witness that proves it, or else of the one that
             finds it most unusual.
         proven: the suspects that make it *backdoor found*, most suspicious first.
+        proofs: (witness, class) → what its trigger does, of the suspects that it finds unusual.
     """
 
     verdict: Verdict
     suspects: tuple[int, ...]
     ranking: tuple[int, ...]
     p_values: tuple[float, ...]
+    combined: Combined
     reasons: tuple[str, ...]
     deciding: tuple[int, ...]
     proven: tuple[int, ...]
+    proofs: dict[tuple[int, int], Proof] = field(default_factory=dict)
 
 
 def judge(
-    evidence: Sequence[Evidence], classes: Sequence[str], levels: Levels | None = None
+    evidence: Sequence[Evidence],
+    classes: Sequence[str],
+    levels: Levels | None = None,
+    *,
+    prove: Prove | None = None,
 ) -> Judgement:
-    """Combines the witnesses: each class keeps its smallest p-value times their number.
+    """Combines the witnesses (``combining``) and weighs what they recovered.
 
     A class is proven by *one* witness: to that witness it is unusual enough, and what that witness
     recovered works. A working trigger alone proves nothing, since backdoor-free models have some,
@@ -78,11 +96,18 @@ def judge(
         evidence: one for each witness, at least one; all over the same classes.
         classes: the class names.
         levels: the limits of the verdicts.
+        prove: tries recovered triggers class by class; without it, the witnesses' own shares over
+            all classes decide.
     """
     levels = levels or Levels()
     count = len(classes)
-    corrected = [corrected_p_values(e, len(evidence)) for e in evidence]  # (witnesses, classes)
-    p_values = [min(row[k] for row in corrected) for k in range(count)]
+    combined = combine(evidence)
+    shared = combined.factor is None  # the witnesses share the level
+    corrected = [
+        corrected_p_values(e, len(evidence)) if shared else list(e.p_values) for e in evidence
+    ]  # (witnesses, classes)
+    p_values = combined.p_values
+    proofs: dict[tuple[int, int], Proof] = {}
 
     def unusual(k: int) -> tuple[float, float]:
         scores = [e.scores[k] for e in evidence if e.scores[k] == e.scores[k]]
@@ -101,8 +126,13 @@ def judge(
             p = corrected[w][k]
             if p > levels.suspicious:
                 continue
-            reasons += _reasons(evidence[w], k, p, classes, levels, len(evidence))
-            if p <= levels.found and _carries(evidence[w], k, levels) and k not in proven:
+            proof = None if prove is None else prove(evidence[w], k)
+            if proof is not None:
+                proofs[w, k] = proof
+            reasons += _reasons(evidence[w], k, p, classes, levels, len(evidence) if shared else 1)
+            reasons += _proof_reasons(proof, levels, classes)
+            usual = max(p, p_values[k]) > levels.found
+            if not usual and k not in proven and _carries(evidence[w], k, levels, proof):
                 proven.append(k)
                 deciding[k] = w
     if proven:
@@ -120,10 +150,12 @@ def judge(
         verdict,
         tuple(suspects),
         tuple(ranking),
-        tuple(p_values),
+        p_values,
+        combined,
         tuple(reasons),
         tuple(deciding),
         tuple(proven),
+        proofs,
     )
 
 
@@ -132,9 +164,35 @@ def corrected_p_values(evidence: Evidence, witnesses: int) -> list[float]:
     return [min(1.0, witnesses * p) for p in evidence.p_values]
 
 
-def _carries(evidence: Evidence, k: int, levels: Levels) -> bool:
+def _carries(evidence: Evidence, k: int, levels: Levels, proof: Proof | None = None) -> bool:
     share = evidence.carried_into(k)
-    return share is not None and share >= levels.carried
+    works = share is not None and share >= levels.carried
+    if proof is None:
+        return works
+    natural = proof.natural is not None and proof.natural >= levels.natural
+    # A shift of the features was computed from all images that it is tried on class by class.
+    on_others = works or evidence.perturbations is None
+    return proof.works and on_others and not natural
+
+
+def _proof_reasons(proof: Proof | None, levels: Levels, classes: Sequence[str]) -> list[str]:
+    """From how many classes a trigger works, and how natural that is."""
+    if proof is None:
+        return []
+    told = []
+    if not proof.works:
+        from_class = "".join(f", {classes[j]}" for j in proof.sources)
+        told.append(
+            f"It carries 80 % of the images of {len(proof.sources)} other classes"
+            f"{from_class}; {FEWEST_SOURCES} are needed, for two classes may just look alike."
+        )
+    if proof.natural is not None and proof.natural >= levels.natural:
+        told.append(
+            f"It works to {100 * proof.natural:.0f} % through the features that separate these "
+            f"classes anyway; from {100 * levels.natural:.0f} % on that may be a natural likeness "
+            "and is no proof."
+        )
+    return told
 
 
 def _reasons(

@@ -16,7 +16,7 @@ from bezoar.commands.outputs import (
     write_report,
 )
 from bezoar.errors import InputError
-from bezoar.screen import print_cost, print_scan, progress_bar
+from bezoar.screen import print_cost, print_scan, print_trials, progress_bar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 class Clean(ModelMaybeOnImages, PublicImages):
     """Cleaned weights and a report.
 
-    Without --method the model is scanned first: nothing found leaves it untouched, a suspected
-    class is repaired. A --method that needs nothing, or public images (--public or --generator),
-    takes no --images; then accuracy is not measured.
+    Without --method the model is scanned first: nothing found leaves it untouched; where a class is
+    suspected, several repairs are tried and the best is kept. Without --images, what needs none is
+    taken. A --method that needs nothing, or public images (--public or --generator), takes no
+    --images; then accuracy is not measured.
 
     Exit code 0: done. 1: the repair costs too much accuracy, or is plainly ruined, and was not
     written. 2: input not usable.
@@ -42,6 +43,8 @@ class Clean(ModelMaybeOnImages, PublicImages):
         export: also write the cleaned network to this .pt2 file, for torch.export.load.
         method: which method; see `bezoar methods`.
         scan_methods: who looks, before and after the repair.
+        precaution: without --method, repair a model in which nothing was found, too; at most one
+            point of accuracy may be lost.
         preset: published takes the paper's settings instead of ours.
         set: hyper-parameters as name=value, such as beta=2 recipe.epochs=10; where several values
             are taken, with commas between them.
@@ -53,7 +56,8 @@ class Clean(ModelMaybeOnImages, PublicImages):
     out: Path
     export: Path | None = None
     method: str = "auto"
-    scan_methods: tuple[str, ...] = ("tac",)
+    scan_methods: tuple[str, ...] = ("auto",)
+    precaution: bool = False
     preset: Literal["default", "published"] = "default"
     set: tuple[str, ...] = ()
     max_accuracy_drop: float = 5.0
@@ -77,7 +81,7 @@ class Clean(ModelMaybeOnImages, PublicImages):
         pipeline.check_needs(
             method, has_images=self.images is not None, has_public=source is not None
         )
-        witnesses = pipeline.find_witnesses(self.scan_methods)
+        pipeline.find_witnesses(self.scan_methods)
         outputs = (self.out, self.export, report, self.json)
         loaded, images = load(self, outputs=outputs, inputs=() if source is None else (source,))
         before = loaded.classifier.network
@@ -98,9 +102,10 @@ class Clean(ModelMaybeOnImages, PublicImages):
                 images,
                 method=method,
                 public=public,
-                witnesses=witnesses,
+                witnesses=self.scan_methods,
                 seed=self.seed,
                 max_accuracy_drop=self.max_accuracy_drop / 100,
+                precaution=self.precaution,
                 progress=progress,
             )
         record = repair.record | {"command": command_line(), "written": False, "forced": False}
@@ -117,6 +122,7 @@ class Clean(ModelMaybeOnImages, PublicImages):
         if not self.silent:
             if record["scan"] is not None:
                 print_scan(record["scan"])
+            print_trials(record)
             for line in (*record["skipped"], record["outcome"]):
                 print(line)
             told = record["scan"]["notices"] if record["scan"] else ()

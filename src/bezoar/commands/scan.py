@@ -17,7 +17,7 @@ from bezoar.commands.options import (
     Common,
     ManyModels,
     Model,
-    ModelOnImages,
+    ModelMaybeOnImages,
     Reading,
 )
 from bezoar.commands.outputs import (
@@ -44,8 +44,8 @@ class Scan(Common, Model, Reading, ManyModels):
     Attributes:
         model: a model.toml, or a weights file with the facts as options.
         images: a folder with one sub-folder per class, a flat folder, a parquet file or an .npz;
-            with a manifest, for the rows that name none.
-        methods: who looks; several share one false-alarm rate. See `bezoar methods`.
+            with a manifest, for the rows that name none. Without any, the weights are looked at.
+        methods: who looks, see `bezoar methods`; auto takes several that were measured together.
         audit: the model claims to be cleaned: unlearn a copy, and see whether a backdoor that was
             only hidden comes up.
         report: write the HTML report to this file.
@@ -54,7 +54,7 @@ class Scan(Common, Model, Reading, ManyModels):
 
     model: tyro.conf.Positional[Path | None] = None
     images: str | None = None
-    methods: tuple[str, ...] = ("tac",)
+    methods: tuple[str, ...] = ("auto",)
     audit: bool = False
     report: Path | None = None
     fail_on: Literal["suspicious", "found", "never"] = "suspicious"
@@ -65,16 +65,22 @@ class Scan(Common, Model, Reading, ManyModels):
             return self._scan_many(self.manifest)
         return self._scan_one(self._one_model())
 
-    def _scan_one(self, one: ModelOnImages) -> int:
+    def _scan_one(self, one: ModelMaybeOnImages) -> int:
         from bezoar import audit, pipeline
 
-        witnesses = pipeline.find_witnesses(self.methods)
+        # refuses an unknown one before any work
+        pipeline.find_witnesses(self.methods, has_images=self.images is not None)
         loaded, images = load(one, outputs=(self.report, self.json))
         with progress_bar(self.silent) as progress:
-            look = audit.audit if self.audit else pipeline.scan
-            finding = look(
-                loaded.classifier, images, seed=self.seed, witnesses=witnesses, progress=progress
-            )
+            how: dict[str, Any] = {
+                "seed": self.seed,
+                "witnesses": self.methods,
+                "progress": progress,
+            }
+            if self.audit and images is not None:
+                finding = audit.audit(loaded.classifier, images, **how)
+            else:
+                finding = pipeline.scan(loaded.classifier, images, **how)
         record = finding.record | {"command": command_line()}
         add_sources(record, loaded, self.images)
         if self.report:
@@ -86,7 +92,7 @@ class Scan(Common, Model, Reading, ManyModels):
                 print(f"Report: {self.report}")
         return FOUND if record["verdict"] in _FAILING[self.fail_on] else OK
 
-    def _one_model(self) -> ModelOnImages:
+    def _one_model(self) -> ModelMaybeOnImages:
         """The command as one about a single model."""
         if self.model is None:
             raise InputError("no model is given; give one, or many as --manifest")
@@ -94,11 +100,11 @@ class Scan(Common, Model, Reading, ManyModels):
             if getattr(self, field.name) is not None:
                 option = field.name.replace("_", "-")
                 raise InputError(f"--{option} goes with --manifest; leave it out for one model")
-        if self.images is None:
-            raise InputError("a scan needs clean images of the task; give them as --images")
-        names = (field.name for field in dataclasses.fields(ModelOnImages))
+        if self.images is None and self.audit:
+            raise InputError("an audit needs clean images of the task; give them as --images")
+        names = (field.name for field in dataclasses.fields(ModelMaybeOnImages))
         own: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return ModelOnImages(**own)
+        return ModelMaybeOnImages(**own)
 
     def _scan_many(self, manifest: Path) -> int:
         from bezoar.fleet import ScanOptions, scan_models

@@ -43,7 +43,7 @@ class Synthesize(OneModel):
 
     def run(self) -> int:
         """Makes the images."""
-        from bezoar import pipeline
+        from bezoar import scanning
         from bezoar.checks import check_runs
         from bezoar.methods.synthesis import Synthesis
         from bezoar.methods.synthesized import synthesize
@@ -63,7 +63,7 @@ class Synthesize(OneModel):
         check_runs(classifier, None)
         with progress_bar(self.silent) as progress:
             made = synthesize(classifier, settings, self.count, seed=self.seed, progress=progress)
-        record = pipeline.describe(classifier, None, self.seed) | {
+        record = scanning.describe(classifier, None, self.seed) | {
             "kind": "synthesize",
             **made.record,
             "command": command_line(),

@@ -27,6 +27,7 @@ from torch import nn
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.rate_cycles import RateCycles
 from bezoar.training import Progress, Recipe, fit, no_progress
@@ -92,7 +93,14 @@ class FineTuning(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             progress=progress,
             what="fine-tuning",
         )
-        return Repair(repaired, {"history": msgspec.to_builtins(history)})
+        return Repair(
+            repaired,
+            {
+                "history": msgspec.to_builtins(history),
+                "curves": epoch_curves({"training loss": history.loss}),
+                "seconds": {"training": history.seconds},
+            },
+        )
 
 
 def trained_parameters(classifier: Classifier, trained: Trained) -> list[nn.Parameter]:

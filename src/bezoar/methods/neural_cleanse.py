@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import msgspec
@@ -45,8 +46,9 @@ from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import Triggers, pixels_of
 from bezoar.methods.neural_cleanse_unlearning import unlearning_loss
 from bezoar.methods.tolerated import with_tolerated_augmentation
-from bezoar.statistics import Outliers, mad_outliers
+from bezoar.statistics import FEWEST_CLASSES, Outliers, mad_outliers
 from bezoar.training import Progress, Recipe, fit, no_progress
+from bezoar.wording import PATCH
 
 CUT = 2.0  # the paper's: an anomaly index above it is an outlier
 LEVEL = 0.05  # p-value of a class that is removed without being named (ours)
@@ -60,6 +62,8 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Attributes:
         target_class: the class to remove; None takes all that are flagged, or else the one with the
             smallest mask.
+        classes: a scan inverts triggers for these alone, at least four, and the others take no part
+            in its test; None takes all. The test corrects for the number that it compares.
         inversion: how triggers are inverted.
         images: at most so many clean images take part in the inversion; None takes all.
         outliers: ``corrected`` tests the logarithms of the norms and flags classes at p <= 0.05,
@@ -83,6 +87,7 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     inspects: ClassVar[bool] = True
 
     target_class: int | None = None
+    classes: tuple[int, ...] | None = None
     inversion: Inversion = Inversion()
     images: int | None = 500
     outliers: Literal["corrected", "published"] = "corrected"
@@ -100,6 +105,11 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             )
         if not 0 < self.temperature < math.inf:
             raise InputError(f"temperature is {self.temperature}; expected more than 0")
+        if self.classes is not None and len(set(self.classes)) < FEWEST_CLASSES:
+            raise InputError(
+                f"classes are {self.classes}; expected at least {FEWEST_CLASSES} different ones, "
+                "or None for all"
+            )
         if self.images is not None and self.images < 2:
             raise InputError(f"images is {self.images}; expected at least 2, or None for all")
 
@@ -130,7 +140,10 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Inverts a trigger for each class on four fifths of the images, tries it on the rest."""
         started = time.perf_counter()
         known, held_out = self._some(clean, seed).split(1 - HELD_OUT, seed=seed)
-        triggers = self._invert(classifier, known, seed=seed, progress=progress)
+        for k in self.classes or ():
+            check_target_class(k, classifier.trace(clean.shape))
+        chosen = None if self.classes is None else sorted(set(self.classes))
+        triggers = self._invert(classifier, known, chosen, seed=seed, progress=progress)
         inverted = time.perf_counter()
         carried = (0.0,) * len(triggers.classes)
         if len(held_out):
@@ -144,19 +157,27 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "seconds": {"inverting": inverted - started, "trying": time.perf_counter() - inverted},
         }
         logs = self.outliers == "corrected"
+
+        def of_all(row: Sequence[float], elsewhere: float) -> tuple[float, ...]:
+            known = dict(zip(triggers.classes, row, strict=True))
+            return tuple(known.get(k, elsewhere) for k in range(classifier.num_classes))
+
         return Evidence(
             method=self.name,
             statistic="L1 norm of the smallest mask that carries images into the class",
-            values=tuple(triggers.norms.tolist()),
-            scores=outliers.scores,
-            p_values=outliers.p_values,
+            values=of_all(triggers.norms.tolist(), math.inf),
+            scores=of_all(outliers.scores, math.nan),
+            p_values=of_all(outliers.p_values, 1.0),
             null=(
                 f"{'logarithms of the norms' if logs else 'norms'}, each against the median in "
                 "MADs: the smallest of C independent normal values (simulated)"
             ),
-            carried=carried,
+            carried=of_all(carried, 0.0),
             recovered=triggers,
-            record=record,
+            record=record
+            | {"norms": of_all(record["norms"], math.inf)}
+            | {"anomaly_index": of_all(record["anomaly_index"], math.nan)},
+            words=PATCH,
         )
 
     def remove(

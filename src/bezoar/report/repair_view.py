@@ -28,6 +28,7 @@ from bezoar.report.material_view import Material, read_material
 from bezoar.report.rounds_view import rounds_in_words
 from bezoar.report.scan_view import Figure, Scan, read_scan
 from bezoar.report.synthetic_view import read_synthetic, synthetic_figures
+from bezoar.report.trials_view import Trials, read_aftercare, read_trials
 from bezoar.wording import UNMEASURED
 
 LARGEST_SHOWN = 12
@@ -86,6 +87,8 @@ class Repair:
     rescan: Scan | None
     figures: list[Figure]
     method: Method | None
+    trials: Trials | None
+    aftercare: list[str]
     accuracy: IntervalChart | None
     unmeasured: str
     synthetic: IntervalChart | None
@@ -130,6 +133,8 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
         rescan=rescan,
         figures=_figures(repair, scan, rescan, drop, most, attack),
         method=_method(repair.get("method")),
+        trials=read_trials(repair),
+        aftercare=read_aftercare(repair),
         accuracy=read_accuracy(repair, most),
         unmeasured=unmeasured(repair),
         synthetic=read_synthetic(own),

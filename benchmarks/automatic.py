@@ -1,0 +1,159 @@
+"""``bezoar clean`` without a method: what it says, keeps and leaves of the attack.
+
+    BEZOAR_DATA=... python benchmarks/automatic.py [--half held-out] [--sets pool third-party]
+
+Each model is scanned, cleaned and scanned again with one fixed setting and 500 clean images of the
+test file; the true trigger is used afterwards, on 2,000 images that took no part. What was not
+accepted, and what was left untouched because nothing was found, counts as the model was. The order
+of the repairs was chosen on the pool's development half. Each run is written to
+``results/automatic.json`` at once, and a rerun does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from automatic_looking import look
+from pool_methods import POOL
+
+import bezoar
+from bezoar.executors import Done, Task, make_executor
+from bezoar.pools import open_pool
+from bezoar.records import to_json, write_text
+
+RESULTS = Path(__file__).parent / "results" / "automatic.json"
+
+
+@dataclass
+class Options:
+    """What to run.
+
+    Attributes:
+        sets: of networks, in this order.
+        half: of the pool.
+        models: names; by default all.
+        seeds: each draws other clean images.
+        precaution: clean models in which nothing was found, too.
+        executor: where, and how many side by side.
+        out: the result file.
+    """
+
+    sets: tuple[Literal["pool", "third-party"], ...] = ("pool", "third-party")
+    half: Literal["development", "held-out"] = "held-out"
+    models: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    precaution: bool = False
+    executor: str = "local:2"
+    out: Path = RESULTS
+
+
+def subjects(options: Options) -> Iterator[tuple[str, str, int]]:
+    """Set, name and seed of each run."""
+    for seed in options.seeds:
+        for kind in options.sets:
+            if kind == "pool":
+                entries = open_pool(POOL).half(options.half)
+                names = [e.name for e in entries if e.status in ("clean", "backdoored")]
+            else:
+                folders = sorted((Path(os.environ["BEZOAR_DATA"]) / "models").iterdir())
+                names = [f.name for f in folders if (f / "model.json").exists()]
+            yield from ((kind, n, seed) for n in names if not options.models or n in options.models)
+
+
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means for each half."""
+    rows = []
+    for half in sorted({r["half"] for r in runs}):
+        for precaution in (False, True):
+            own = [r for r in runs if r["half"] == half and r["precaution"] == precaution]
+            if not own:
+                continue
+            bad = [r for r in own if r["status"] == "backdoored"]
+            clean = [r for r in own if r["status"] == "clean"]
+            row: dict[str, Any] = {
+                "half": half,
+                "precaution": precaution,
+                "backdoored": len(bad),
+                "clean": len(clean),
+                "flagged": sum(r["verdict"] != "nothing found" for r in bad),
+                "found": sum(r["verdict"] == "backdoor found" for r in bad),
+                "target right": sum(r["first"] == r["target"] for r in bad),
+                "false alarms": sum(r["verdict"] != "nothing found" for r in clean),
+                "seconds": statistics.fmean(r["processor seconds"] for r in own),
+            }
+            if bad:
+                row |= {
+                    "acc drop": statistics.fmean(_lost(r) for r in bad),
+                    "asr after": statistics.fmean(r["after"]["asr"]["value"] for r in bad),
+                    "der": statistics.fmean(r["der"] for r in bad),
+                    "worst der": min(r["der"] for r in bad),
+                }
+            if clean:
+                row["acc drop, clean"] = statistics.fmean(_lost(r) for r in clean)
+            rows.append(row)
+    return rows
+
+
+def _lost(run: dict[str, Any]) -> float:
+    return float(run["before"]["acc"]["value"] - run["after"]["acc"]["value"])
+
+
+def main(options: Options) -> None:
+    """Runs what is missing."""
+    done: dict[str, Any] = {"runs": []}
+    if options.out.exists():
+        done = json.loads(options.out.read_text())
+    runs: list[dict[str, Any]] = done["runs"]
+    known = {(r["set"], r["model"], r["seed"], r["precaution"]) for r in runs}
+    tasks = [
+        Task(
+            key=f"{kind} {name} {seed}",
+            function=look,
+            arguments={
+                "kind": kind,
+                "name": name,
+                "seed": seed,
+                "precaution": options.precaution,
+            },
+        )
+        for kind, name, seed in subjects(options)
+        if (kind, name, seed, options.precaution) not in known
+    ]
+    done |= {
+        "title": "Cleaning without naming a method",
+        "command": "python benchmarks/automatic.py",
+        "versions": {"bezoar": bezoar.__version__},
+        "machine": f"{platform.machine()}, one thread a model, other work beside it",
+    }
+    for key, outcome in make_executor(options.executor, timeout_s=3600, reuse=True).run(tasks):
+        if not isinstance(outcome, Done):
+            print(key, outcome.message, outcome.traceback, flush=True)
+            continue
+        runs.append(outcome.value)
+        done |= {"runs": runs, "summary": summary(runs)}
+        write_text(options.out, json.dumps(to_json(done), indent=1) + "\n")
+        row = outcome.value
+        print(
+            key,
+            row["verdict"],
+            f"first {row['first']} of {row['target']}",
+            row["kept"],
+            [(t["steps"], t["accuracy_drop"], t["survival"]) for t in row["trials"]],
+            row["before"],
+            row["after"],
+            row.get("der"),
+            row["processor seconds"],
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,140 @@
+"""The scan's null, its false alarms and its power: what all witnesses say of many networks.
+
+    BEZOAR_DATA=... python benchmarks/scan_null.py [--sets null] [--executor local:2]
+
+``null`` are networks without a backdoor that are trained here (``null_networks.py``), with 10, 12,
+43 and 200 classes; ``pool`` the models of the pool, of which the development half was looked at
+while the rule was made and the held-out half was not; ``third-party`` networks that nobody here
+trained. Each network is written to ``results/scan_null.json`` at once, and a rerun does only what
+is missing. From the null networks and the backdoor-free ones of the development half
+``src/bezoar/data/scan_null.json`` is made, against which every scan is judged;
+``scan_power.py`` tells what it all comes to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from pool_methods import POOL
+from witness_looking import look
+
+import bezoar
+from bezoar.executors import Done, Task, make_executor
+from bezoar.pools import open_pool
+from bezoar.records import to_json, write_text
+
+RESULTS = Path(__file__).parent / "results" / "scan_null.json"
+NETWORKS = {"digits": 18, "pairs": 10, "cifar10": 9, "gtsrb": 6, "twelve signs": 4}
+NULL = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_null.json"
+VERSION = 1
+KEPT = 0.5  # larger p-values are not stored; they count as 1
+LEARNED = 0.5  # smallest accuracy of a network that counts
+WITNESSES = ("tac", "bti-dbf", "rnp", "neural-cleanse", "weights", "mm-bd")
+
+
+@dataclass
+class Options:
+    """What to run.
+
+    Attributes:
+        sets: of networks, in this order.
+        half: of the pool; by default both.
+        executor: where, and how many side by side.
+        keep: a folder where trained networks are kept, and taken from where they are there.
+    """
+
+    sets: tuple[Literal["null", "pool", "third-party"], ...] = ("null", "pool", "third-party")
+    half: tuple[str, ...] = ("development", "held-out")
+    executor: str = "local:2"
+    keep: Path | None = None
+
+
+def subjects(options: Options) -> Iterator[tuple[str, str, int]]:
+    """Set, name and seed of each network."""
+    for kind in options.sets:
+        if kind == "null":
+            for name, count in NETWORKS.items():
+                yield from (("null", name, seed) for seed in range(count))
+        elif kind == "pool":
+            pool = open_pool(POOL)
+            for half in options.half:
+                yield from (("pool", entry.name, 0) for entry in pool.half(half))
+        else:
+            for folder in sorted((Path(os.environ["BEZOAR_DATA"]) / "models").iterdir()):
+                if (folder / "model.json").exists():
+                    yield "third-party", folder.name, 0
+
+
+def tasks(options: Options, runs: dict[str, dict[str, Any]]) -> Iterator[Task]:
+    """What is missing."""
+    for kind, name, seed in subjects(options):
+        key = f"{kind} {name} {seed}"
+        known = runs.get(key, {"witnesses": {}})["witnesses"]
+        missing = [name for name in WITNESSES if name not in known]
+        if not missing:
+            continue
+        yield Task(
+            key=key,
+            function=look,
+            arguments={
+                "kind": kind,
+                "name": name,
+                "seed": seed,
+                "witnesses": missing,
+                "keep": options.keep and str(options.keep.resolve()),
+            },
+        )
+
+
+def null_networks(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the scan keeps of each network without a backdoor: the p-values below one half."""
+    return [
+        {
+            "task": run.get("task", run["name"]),
+            "network": run.get("network", run["name"]),
+            "classes": run["classes"],
+            "p": {
+                witness: {str(k): p for k, p in enumerate(found["p"]) if p < KEPT}
+                for witness, found in sorted(run["witnesses"].items())
+            },
+        }
+        for run in runs
+        if run["status"] == "clean" and run.get("half", "null") in ("null", "development")
+        if run["set"] != "third-party" and run.get("acc", 1.0) >= LEARNED
+    ]
+
+
+def main(options: Options) -> None:
+    """Runs what is missing."""
+    done: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
+    runs = {f"{r['set']} {r['name']} {r['seed']}": r for r in done["runs"]}
+    done |= {
+        "title": "What the witnesses of a scan say of many networks",
+        "command": "python benchmarks/scan_null.py",
+        "versions": {"bezoar": bezoar.__version__},
+        "machine": f"{platform.machine()}, one thread a network, other work beside it",
+    }
+    executor = make_executor(options.executor, timeout_s=3600, reuse=True)
+    for key, outcome in executor.run(tasks(options, runs)):
+        if not isinstance(outcome, Done):
+            print(key, outcome.message, outcome.traceback, flush=True)
+            continue
+        before = runs.get(key, {"witnesses": {}})["witnesses"]
+        runs[key] = outcome.value | {"witnesses": before | outcome.value["witnesses"]}
+        write_text(RESULTS, json.dumps(to_json(done | {"runs": list(runs.values())})) + "\n")
+        print(key, {w: min(f["p"]) for w, f in outcome.value["witnesses"].items()}, flush=True)
+    done["runs"] = list(runs.values())
+    complete = [r for r in done["runs"] if set(WITNESSES) <= set(r["witnesses"])]
+    null = {"version": VERSION, "networks": null_networks(complete)}
+    write_text(NULL, json.dumps(to_json(null), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,152 @@
+"""How often the combined scan alarms falsely, and how often it sees a backdoor.
+
+    python benchmarks/scan_power.py
+
+Reads ``results/scan_null.json`` (null networks and the pool's development half) and
+``results/automatic.json`` (held-out half and third-party networks), runs nothing, and writes
+``results/scan_power.json`` and ``src/bezoar/data/scan_power.json``, which every scan quotes. A
+backdoor-free network of the null is judged by the *other* networks of the null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from scan_null import RESULTS as WITNESSED
+from scan_null import WITNESSES, null_networks
+
+from bezoar.combining import MANY, harmonic_mean, smallest_of, tail_factor
+from bezoar.metrics import auroc, rate
+from bezoar.records import to_json, write_text
+from bezoar.scanning import FEW_CLASSES
+
+FOLDER = Path(__file__).parent / "results"
+POWER = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_power.json"
+WITHOUT_IMAGES = ("weights", "mm-bd")
+LEVELS = (0.05, 0.01)
+
+
+def factors(null: list[dict[str, Any]], witnesses: Sequence[str]) -> dict[bool, float]:
+    """The factor for few and for many classes."""
+    return {
+        many: tail_factor(
+            [
+                smallest_of(network["p"], witnesses, network["classes"])
+                for network in null
+                if (network["classes"] > MANY) == many
+            ]
+        )
+        for many in (False, True)
+    }
+
+
+def false_alarms(
+    few: list[dict[str, Any]],
+    many: list[dict[str, Any]],
+    chosen: Sequence[str],
+    fewer: Sequence[str],
+) -> dict[str, Any]:
+    """Shares of networks without a backdoor at each level, by the number of classes."""
+    alone: dict[int, list[float]] = {}
+    for networks, witnesses in ((few, chosen), (many, fewer)):
+        found = [smallest_of(n["p"], witnesses, n["classes"]) for n in networks]
+        for i, (network, h) in enumerate(zip(networks, found, strict=True)):
+            factor = tail_factor(found[:i] + found[i + 1 :])
+            alone.setdefault(network["classes"], []).append(min(1.0, factor * h))
+    rows = {str(classes): at_levels(alone[classes]) for classes in sorted(alone)}
+    return rows | {"all": at_levels([p for own in alone.values() for p in own])}
+
+
+def at_levels(p_values: Sequence[float]) -> dict[str, Any]:
+    """The share of p-values at or below each level."""
+    return {
+        f"at {level:g}": rate(sum(p <= level for p in p_values), len(p_values)).as_record()
+        for level in LEVELS
+    }
+
+
+def judged(run: dict[str, Any], witnesses: Sequence[str], factor: float) -> dict[str, Any]:
+    """What these witnesses together say of one network."""
+    rows = [run["witnesses"][w] for w in witnesses if w in run["witnesses"]]
+    rows = [row["p"] if isinstance(row, dict) else row for row in rows]
+    p_values = [min(1.0, factor * harmonic_mean(column)) for column in zip(*rows, strict=True)]
+    first = min(range(len(p_values)), key=p_values.__getitem__)
+    return {
+        "model": run.get("model") or run["name"],
+        "half": run["half"],
+        "status": run["status"],
+        "attack": run["attack"],
+        "p": p_values[first],
+        "first": first,
+        "target": run["target"],
+        "alone": {w: min(row) for w, row in zip(run["witnesses"], rows, strict=False)},
+    }
+
+
+def power(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Detection of the backdoored ones, false alarms on the others, and AUROC."""
+    bad = [r for r in runs if r["status"] == "backdoored"]
+    clean = [r for r in runs if r["status"] == "clean"]
+    told: dict[str, Any] = {"backdoored": len(bad), "clean": len(clean)}
+    if bad:
+        told |= {
+            "attacks": len({r["attack"] for r in bad}),
+            "flagged": rate(sum(r["p"] <= 0.05 for r in bad), len(bad)).as_record(),
+            "at 0.01": rate(sum(r["p"] <= 0.01 for r in bad), len(bad)).as_record(),
+            "right": rate(sum(r["first"] == r["target"] for r in bad), len(bad)).as_record(),
+        }
+    if clean:
+        told["false alarms"] = at_levels([r["p"] for r in clean])
+    if bad and clean:
+        told["auroc"] = float(
+            auroc(torch.tensor([-r["p"] for r in bad]), torch.tensor([-r["p"] for r in clean]))
+        )
+    return told
+
+
+def main() -> None:
+    """Writes both files."""
+    witnessed = json.loads(WITNESSED.read_text())["runs"]
+    complete = [r for r in witnessed if set(WITNESSES) <= set(r["witnesses"])]
+    null = null_networks(complete)
+    automatic = FOLDER / "automatic.json"
+    later = json.loads(automatic.read_text())["runs"] if automatic.exists() else []
+    later = [r for r in later if r["seed"] == 0 and not r["precaution"]]
+    table = []
+    many = [network for network in null if network["classes"] > MANY]
+    few = [network for network in null if network not in many]
+    for chosen in (WITNESSES, WITHOUT_IMAGES):
+        fewer = [w for w in chosen if w not in FEW_CLASSES]
+        both = {False: factors(null, chosen)[False], True: factors(null, fewer)[True]}
+        runs = [
+            judged(run, fewer if run["classes"] > MANY else chosen, both[run["classes"] > MANY])
+            for run in (*(r for r in complete if r["set"] == "pool"), *later)
+        ]
+        row: dict[str, Any] = {
+            "witnesses": list(chosen),
+            "networks": len(null),
+            "factor": both[False],
+            "factor, many classes": both[True],
+            "false alarms": false_alarms(few, many, chosen, fewer),
+        }
+        for half in ("development", "held-out", "third-party"):
+            own = [r for r in runs if r["half"] == half]
+            if own:
+                row[half] = power(own)
+        table.append(row | {"models": runs})
+    told = {
+        "title": "False alarms and power of the combined scan",
+        "command": "python benchmarks/scan_power.py",
+        "power": table,
+    }
+    write_text(FOLDER / "scan_power.json", json.dumps(to_json(told), indent=1) + "\n")
+    short = [{k: v for k, v in row.items() if k != "models"} for row in table]
+    write_text(POWER, json.dumps(to_json({"version": 1, "power": short}), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

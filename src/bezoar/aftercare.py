@@ -1,0 +1,90 @@
+"""After a repair: does ordinary fine-tuning bring the backdoor back, and what risk is left?
+
+Whoever receives a cleaned model will often train it further. Some repairs only cover a backdoor
+up, and a few steps on clean images uncover it (Zhu et al. 2024, "Breaking the False Sense of
+Security in Backdoor Defense through Re-Activation Attack", arXiv 2405.16134). So a copy of the
+repaired model is fine-tuned for a few steps, and the triggers that the scan of the original
+recovered are put on held-out images before and after. The probe is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bezoar.classifier import Classifier
+from bezoar.images import ImageSet
+from bezoar.surviving import DEAD, Survivors
+from bezoar.training import Progress, Recipe, fit, no_progress
+
+PROBE = Recipe(epochs=3, batch_size=32, learning_rate=0.01, schedule="constant", clip_norm=5.0)
+BACK = 0.3  # a trigger that carries this much again is back
+
+
+def retuning_probe(
+    repaired: Classifier,
+    known: ImageSet,
+    survivors: Survivors,
+    *,
+    seed: int,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """What recovered triggers carry before and after a few steps of ordinary fine-tuning.
+
+    Args:
+        repaired: stays as it is.
+        known: labelled images to tune on.
+        survivors: the triggers of the original model.
+        seed: of the tuning.
+        progress: called with what is done and its share.
+
+    Returns:
+        The figures, whether it returned, and a sentence.
+    """
+    recipe = {"epochs": PROBE.epochs, "learning_rate": PROBE.learning_rate}
+    tuned = repaired.copy()
+    fit(tuned, known, PROBE, seed=seed, progress=progress, what="trying a few steps of tuning")
+    before, after = (
+        max(survivors.carried(model, found, k) for _, k, found in survivors.triggers)
+        for model in (repaired, tuned)
+    )
+    returned = after >= BACK and after > before + DEAD
+    told = f"the recovered triggers carry {100 * before:.0f} % of held-out images before and "
+    told += f"{100 * after:.0f} % after {PROBE.epochs} epochs of ordinary fine-tuning"
+    return {
+        "recipe": recipe,
+        "before": before,
+        "after": after,
+        "returned": returned,
+        "sentence": (
+            f"Fine-tuning brings it back: {told}."
+            if returned
+            else f"Fine-tuning does not bring it back: {told}."
+        ),
+    }
+
+
+def residual_risk(*, labelled: bool, stands_out: bool, returned: bool, worst: float) -> str:
+    """One line on what is left to fear.
+
+    Args:
+        labelled: whether accuracy was measured.
+        stands_out: whether a scan of the repaired model still finds a class unusual.
+        returned: whether tuning brought the backdoor back.
+        worst: the largest share that a recovered trigger still carries.
+    """
+    signs = []
+    if stands_out:
+        signs.append("a class still stands out")
+    if returned:
+        signs.append("fine-tuning brings the backdoor back")
+    if worst > DEAD:
+        signs.append(f"a recovered trigger still carries {100 * worst:.0f} % of the images")
+    if not labelled:
+        signs.append("accuracy could not be measured")
+    if signs:
+        listed = ", ".join(signs[:-1]) + " and " * (len(signs) > 1) + signs[-1]
+        return f"Residual risk: {listed}; do not rely on this model without further tests."
+    return (
+        "Residual risk: none of the signs of the backdoor is left, but recovered triggers are not "
+        "the attacker's; a part that only the true trigger reaches would not be seen here."
+    )

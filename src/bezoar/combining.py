@@ -1,0 +1,163 @@
+"""One p-value for each class from several witnesses, held against networks without a backdoor.
+
+Each witness w gives a class k a p-value p_wk, corrected for having picked among the classes. They
+look at the same network, so they are not independent, and the mean that bears this is the harmonic
+one (Wilson 2019, PNAS 116:1195):
+
+    H_k = W / sum_w 1 / p_wk
+
+A single witness that is sure makes H_k = W p_wk, as Bonferroni's correction would; several that
+agree on a class come to less. H is no p-value yet. What a scan reports is
+
+    p_k = min(1, c H_k),    c = max(1, max_i (i / (n + 1)) / H_(i))
+
+with H_(1) <= H_(2) <= ... the smallest H of each of n networks without a backdoor, looked at by the
+same witnesses, and i up to a fifth of them: the smallest factor with which, in that tail, no more
+of them get a p-value than it says. ``benchmarks/scan_null.py`` measures them and writes
+``data/scan_null.json``. That p-values below 1 / (n + 1) mean what they say is an extrapolation:
+that H, as for uniform p-values, shrinks as fast as the share of networks. Networks of more than
+100 classes are a null of their own, since with many classes some tests have heavier tails than
+their theory.
+
+Witnesses that were not measured together, or not with these settings, share the level instead
+(Bonferroni): W min_w p_wk.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from bezoar.methods import Evidence, methods
+
+NULL = "data/scan_null.json"  # written by benchmarks/scan_null.py
+TAIL = 0.2  # the share of the null networks that the factor is read from
+MANY = 100  # classes; beyond it, networks are held against their like alone
+LEAST = 1e-12  # a p-value of 0 would end the arithmetic
+
+# Settings that change no p-value: which class is removed, which ones are compared, and on which
+# network a trigger is inverted once the p-values are there.
+_FREE = ("target_class", "classes", "inverted_network")
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The p-values of all classes, and how they came about.
+
+    Attributes:
+        p_values: one for each class.
+        factor: c; None where the witnesses were not measured together.
+        networks: how many networks without a backdoor it was measured on.
+    """
+
+    p_values: tuple[float, ...]
+    factor: float | None
+    networks: int
+
+    def in_words(self, witnesses: int) -> str:
+        """How the p-values were made, in one sentence."""
+        if witnesses == 1:
+            return "One witness looked; its p-values are corrected for the number of classes."
+        if self.factor is None:
+            return (
+                f"The {witnesses} witnesses share the false-alarm rate: each p-value is the "
+                f"smallest of theirs times {witnesses}."
+            )
+        return (
+            f"The p-values of {witnesses} witnesses are combined by their harmonic mean, times "
+            f"{self.factor:.2g}, which was measured on {self.networks} networks without a backdoor."
+        )
+
+
+def combine(evidence: Sequence[Evidence]) -> Combined:
+    """The p-values of all classes from at least one witness."""
+    rows = [e.p_values for e in evidence]
+    if len(rows) == 1:
+        return Combined(rows[0], None, 0)
+    names = tuple(sorted(e.method for e in evidence))
+    many = len(rows[0]) > MANY
+    smallest = null_smallest(names, many=many) if all(map(_as_measured, evidence)) else ()
+    if not smallest:
+        joint = [min(1.0, len(rows) * min(column)) for column in zip(*rows, strict=True)]
+        return Combined(tuple(joint), None, 0)
+    factor = tail_factor(smallest)
+    joint = [min(1.0, factor * harmonic_mean(column)) for column in zip(*rows, strict=True)]
+    return Combined(tuple(joint), factor, len(smallest))
+
+
+def _as_measured(evidence: Evidence) -> bool:
+    """Whether a witness looked with its default settings, as at the null networks."""
+    name = evidence.method
+    if name not in methods.names():
+        return False
+    default = methods.get(name)().configuration()
+    given = evidence.record.get("configuration", default)
+    return all(given.get(key) == value for key, value in default.items() if key not in _FREE)
+
+
+def harmonic_mean(p_values: Iterable[float]) -> float:
+    """H of the p-values of one class.
+
+    >>> harmonic_mean([0.01, 1.0]), harmonic_mean([0.5, 0.5])
+    (0.019801980198019802, 0.5)
+    """
+    inverse = [1 / max(LEAST, p) for p in p_values]
+    return len(inverse) / sum(inverse)
+
+
+def tail_factor(smallest: Sequence[float]) -> float:
+    """The factor c from the smallest H of each null network.
+
+    >>> tail_factor([i / 101 for i in range(1, 101)])  # uniform p-values need no factor
+    1.0
+    >>> round(tail_factor([0.001] + [0.5] * 9), 1)  # one of ten far too small
+    90.9
+    """
+    ordered, n = sorted(smallest), len(smallest)
+    reached = [
+        (i / (n + 1)) / max(LEAST, h)
+        for i, h in enumerate(ordered, 1)
+        if i == 1 or i / (n + 1) <= TAIL
+    ]
+    return max(1.0, *reached)
+
+
+@functools.cache
+def null_smallest(names: tuple[str, ...], *, many: bool) -> tuple[float, ...]:
+    """The smallest H of each null network that all these witnesses looked at.
+
+    Args:
+        names: of the witnesses, sorted; each once.
+        many: of the networks with more than 100 classes, or of the others.
+    """
+    if len(set(names)) < len(names):  # the same witness with other settings was not measured
+        return ()
+    return tuple(
+        smallest_of(network["p"], names, network["classes"])
+        for network in _networks()
+        if set(names) <= set(network["p"]) and many == (network["classes"] > MANY)
+    )
+
+
+def smallest_of(
+    p_values: Mapping[str, Mapping[str, float]], names: Iterable[str], classes: int
+) -> float:
+    """The smallest H over the classes.
+
+    Args:
+        p_values: witness → class, as text → p-value; those that are missing count as 1.
+        names: of the witnesses that count.
+        classes: how many there are.
+    """
+    rows = [p_values[name] for name in names]
+    return min(harmonic_mean(row.get(str(k), 1.0) for row in rows) for k in range(classes))
+
+
+@functools.cache
+def _networks() -> tuple[dict[str, Any], ...]:
+    text = resources.files("bezoar").joinpath(NULL).read_text(encoding="utf-8")
+    return tuple(json.loads(text)["networks"])

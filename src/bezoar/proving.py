@@ -1,0 +1,169 @@
+"""Does what a witness recovered work, and is it more than what the classes look like anyway?
+
+*Works*: on held-out images, it carries at least 80 % of those of a source class into the target
+class, for at least two source classes. A backdoor of one source class alone cannot be told from two
+classes that look alike, so it is never proven.
+
+*Natural*: two classes differ in some features in every network, and a strong change that adds just
+those features carries images across without any backdoor. With u = w_k - w_j the direction of the
+head from source j to target k, s the mean change of the features under the trigger and n = mean
+f(images of k) - mean f(images of j) the natural one, each feature i brings u_i s_i and u_i n_i
+towards k. The share of its work that is done by the features that separate the classes anyway:
+
+    natural_jk = sum_i min(a_i, b_i),    a = (u s)^+ / sum (u s)^+,    b = (u n)^+ / sum (u n)^+
+
+1: the very same features; 0: others. The mean over the source classes is told, and compared with
+that of networks without a backdoor. The question is that of EX-RAY (Liu et al., CCS 2022, arXiv
+2103.08820), which answers it by exchanging features between stamped and natural images; this closed
+form for the last layer is ours.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bezoar.classifier import Classifier
+from bezoar.device import evaluation_batch
+from bezoar.images import ImageSet
+from bezoar.methods import Evidence
+
+CARRIED = 0.8  # share of the held-out images of a class that makes it a source
+FEWEST_SOURCES = 2
+HELD_OUT = 0.2  # the witnesses' own share, drawn with the same seed
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a recovered trigger or shift does on held-out images.
+
+    Attributes:
+        sources: classes of which it carries at least 80 % of the held-out images.
+        counted: held-out images of other classes.
+        carried: share of these that it carries.
+        natural: share of its work that is done by the features that separate the classes anyway, in
+            [0, 1]; None where no class is a source.
+    """
+
+    sources: tuple[int, ...]
+    counted: int
+    carried: float
+    natural: float | None
+
+    @property
+    def works(self) -> bool:
+        """Whether it works on enough classes."""
+        return len(self.sources) >= FEWEST_SOURCES
+
+    def as_record(self) -> dict[str, Any]:
+        """The figures."""
+        return {
+            "sources": list(self.sources),
+            "counted": self.counted,
+            "carried": self.carried,
+            "natural": self.natural,
+            "works": self.works,
+        }
+
+
+class Prover:
+    """Tries what witnesses recovered on the images that they held out; runs none until asked.
+
+    Args:
+        classifier: the suspect, traced.
+        clean: the images of the scan; without labels, the network's answers stand for them.
+        seed: of the scan.
+    """
+
+    def __init__(self, classifier: Classifier, clean: ImageSet, *, seed: int) -> None:
+        self.classifier = classifier
+        _, held_out = clean.split(1 - HELD_OUT, seed=seed)
+        self.clean, self.held_out = clean, held_out if len(held_out) else clean
+
+    @functools.cached_property
+    def _all(self) -> tuple[Tensor, Tensor]:
+        return self.classifier.survey(self.clean)
+
+    @functools.cached_property
+    def _rest(self) -> tuple[Tensor, Tensor]:
+        return self.classifier.survey(self.held_out)
+
+    def prove(self, evidence: Evidence, k: int) -> Proof | None:
+        """The proof for class ``k``; None where nothing was recovered for it."""
+        found = evidence.recovered
+        if found is not None and k in found.classes:
+            return self._proof(*self._rest, *self._stamped(evidence, k), k)
+        if evidence.perturbations is not None:
+            shift = evidence.perturbations[k].to(self._all[1])
+            if not bool(shift.isfinite().all()):
+                return None
+            logits, features = self._all
+            moved = logits + shift @ self.classifier.head.weight.T
+            return self._proof(logits, features, moved, features + shift, k)
+        return None
+
+    def _stamped(self, evidence: Evidence, k: int) -> tuple[Tensor, Tensor]:
+        """Logits and features of the held-out images with the trigger of class ``k``."""
+        classifier, found = self.classifier, evidence.recovered
+        assert found is not None  # noqa: S101 (``prove``)
+        pixels = self.held_out.to(classifier.device).images.float().div_(255)
+        head = classifier.head
+        parts = torch.split(pixels, evaluation_batch(classifier.device))
+        with classifier.evaluating(), torch.no_grad():
+            features = torch.cat([classifier.features(found.stamp(part, k)) for part in parts])
+        return features @ head.weight.T + head.bias, features
+
+    def _proof(
+        self, logits: Tensor, features: Tensor, moved: Tensor, shifted: Tensor, k: int
+    ) -> Proof:
+        before = logits.argmax(1)
+        others = before != k
+        # The shortest shift puts the hardest image exactly on the border: a tie counts as carried.
+        inside = moved[:, k] >= moved.amax(1) - 1e-5 * moved.abs().amax().clamp(min=1)
+        sources = [
+            j
+            for j in sorted(set(before[others].tolist()))
+            if float(inside[before == j].float().mean()) >= CARRIED
+        ]
+        shares = [
+            natural_share(
+                self.classifier.head.weight[k] - self.classifier.head.weight[j],
+                (shifted - features)[before == j].mean(0),
+                self._centre(k, features) - self._centre(j, features),
+            )
+            for j in sources
+        ]
+        return Proof(
+            tuple(sources),
+            int(others.sum()),
+            float(inside[others].float().mean()) if bool(others.any()) else 0.0,
+            sum(shares) / len(shares) if shares else None,
+        )
+
+    def _centre(self, k: int, like: Tensor) -> Tensor:
+        """The mean features of the images that are answered with ``k``; zeros if there are none."""
+        logits, features = self._all
+        own = features[logits.argmax(1) == k]
+        return own.mean(0) if len(own) else torch.zeros_like(like[0])
+
+
+def natural_share(direction: Tensor, change: Tensor, natural: Tensor) -> float:
+    """The share of a change's work that is done by the features that separate two classes anyway.
+
+    Args:
+        direction: (d,), from the source's to the target's row of the head.
+        change: (d,), mean change of the features under the trigger.
+        natural: (d,), mean features of the target less those of the source.
+
+    >>> u = torch.tensor([1.0, 1.0, 0.0])
+    >>> natural_share(u, torch.tensor([2.0, 0.0, 9.0]), torch.tensor([1.0, 1.0, 0.0]))
+    0.5
+    """
+    work, usual = (direction * change).clamp(min=0), (direction * natural).clamp(min=0)
+    if not bool(work.sum() > 0) or not bool(usual.sum() > 0):
+        return 0.0
+    return float(torch.minimum(work / work.sum(), usual / usual.sum()).sum())

@@ -1,0 +1,42 @@
+"""Which classes a witness looks at that costs more with every class.
+
+Neural Cleanse inverts a trigger for each class; with 43 of them that is most of a scan. Beyond
+twelve classes it looks at ten: the four that the witnesses before it find most unusual, and six
+drawn at random, against which these are compared (ours). That the four were picked makes them
+easier to reach than others in networks without a backdoor, too; the measured null was made in the
+same way, so it allows for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+from bezoar.methods import Evidence, Method, NeuralCleanse
+
+MOST = 12  # classes that are all looked at
+PICKED, DRAWN = 4, 6
+
+
+def narrowed(method: Method, before: Sequence[Evidence], classes: int, *, seed: int) -> Method:
+    """The method for some classes, where it costs more with every class and the user names none.
+
+    Args:
+        method: a witness.
+        before: what other witnesses saw.
+        classes: how many there are.
+        seed: of the draw.
+    """
+    if not isinstance(method, NeuralCleanse) or method.classes is not None or classes <= MOST:
+        return method
+    picked = sorted(range(classes), key=lambda k: _unusual(before, k))[:PICKED] if before else []
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = [k for k in order if k not in picked][: PICKED + DRAWN - len(picked)]
+    return msgspec.structs.replace(method, classes=tuple(sorted(picked + drawn)))
+
+
+def _unusual(evidence: Sequence[Evidence], k: int) -> tuple[float, float]:
+    p_values = [e.p_values[k] for e in evidence]
+    return min(p_values), sum(p_values)

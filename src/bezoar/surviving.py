@@ -1,0 +1,167 @@
+"""What of a backdoor survives a repair, judged without the attacker's trigger.
+
+The triggers that the scan of the *original* model recovered, every witness's for every suspect,
+are put on held-out images again: as they are, on shifted images, and shifted together with them,
+since a repair may have closed the one place where a trigger was found and not its neighbourhood. A
+recovered trigger is not the attacker's. So the repaired model is looked at afresh as well: a quick
+scan of it says whether a suspect still stands out. Neither is a measured attack success rate, and a
+repair can pass both and leave a part of the backdoor. Where no witness recovered a trigger in pixel
+space, Neural Cleanse inverts a patch for each suspect.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bezoar.augmentation import crop_and_flip
+from bezoar.classifier import Classifier
+from bezoar.combining import combine
+from bezoar.device import evaluation_batch
+from bezoar.errors import InputError
+from bezoar.images import ImageSet
+from bezoar.methods import TAC, BtiDbf, Evidence
+from bezoar.methods.neural_cleanse_inversion import invert
+from bezoar.methods.neural_cleanse_schedule import Inversion
+from bezoar.methods.neural_cleanse_triggers import pixels_of
+from bezoar.methods.recovered import Recovered
+
+DEAD = 0.1  # a trigger that carries at most this share is dead
+USUAL = 0.05  # a class with a larger p-value does not stand out
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What is left in a repaired model.
+
+    Attributes:
+        carried: for each recovered trigger, "method, class" → the largest share of held-out images
+            of other classes that it still carries.
+        p_values: suspect → its p-value in a fresh look; empty where none was possible.
+    """
+
+    carried: dict[str, float]
+    p_values: dict[int, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest share; 0 where no trigger was recovered."""
+        return max(self.carried.values(), default=0.0)
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether a suspect is still unusual."""
+        return any(p <= USUAL for p in self.p_values.values())
+
+    @property
+    def removed(self) -> bool:
+        """Whether nothing of the backdoor is seen any more."""
+        return self.worst <= DEAD and not self.stands_out
+
+    def as_record(self) -> dict[str, Any]:
+        """The figures."""
+        return {
+            "carried": dict(self.carried),
+            "worst": self.worst,
+            "p_values": {str(k): p for k, p in self.p_values.items()},
+            "removed": self.removed,
+        }
+
+
+class Survivors:
+    """The triggers that a scan recovered for its suspects, ready to be tried on repairs.
+
+    Args:
+        original: the suspect model.
+        evidence: what the witnesses saw in it.
+        suspects: the classes whose triggers count.
+        known: images for the fresh look at a repair.
+        held_out: images that triggers are tried on.
+        seed: of the shifts.
+    """
+
+    def __init__(
+        self,
+        original: Classifier,
+        evidence: Sequence[Evidence],
+        suspects: Sequence[int],
+        known: ImageSet,
+        held_out: ImageSet,
+        *,
+        seed: int,
+    ) -> None:
+        self.original, self.suspects, self.known, self.seed = original, suspects, known, seed
+        self.triggers: list[tuple[str, int, Recovered]] = [
+            (e.method, k, e.recovered)
+            for e in evidence
+            for k in suspects
+            if e.recovered is not None and k in e.recovered.classes
+        ]
+        self.pixels = held_out.to(original.device).images.float().div_(255)
+        if not self.triggers:  # witnesses that look at features alone: a patch is inverted for each
+            found = self._patches()
+            self.triggers = [("neural-cleanse", k, found) for k in suspects]
+
+    def after(self, repaired: Classifier) -> Survival:
+        """What is left in ``repaired``."""
+        carried = {
+            f"{name}, class {self.original.classes[k]}": self.carried(repaired, found, k)
+            for name, k, found in self.triggers
+        }
+        return Survival(carried, self._fresh(repaired))
+
+    def carried(self, classifier: Classifier, found: Recovered, k: int) -> float:
+        """The largest share of images of other classes that a trigger carries into ``k``."""
+        images = self.pixels[self._answers != k]
+        if not len(images):
+            return 0.0
+        return max(
+            float((_answers(classifier, made) == k).float().mean())
+            for made in (
+                found.stamp(images, k),
+                found.stamp(self._shifted(images), k),
+                self._shifted(found.stamp(images, k)),
+            )
+        )
+
+    def _patches(self) -> Recovered:
+        pixels, labels = pixels_of(self.known, self.original)
+        with self.original.evaluating():
+            return invert(
+                self.original, pixels, labels, list(self.suspects), Inversion(), seed=self.seed
+            )
+
+    @functools.cached_property
+    def _answers(self) -> Tensor:
+        return _answers(self.original, self.pixels)
+
+    def _shifted(self, images: Tensor) -> Tensor:
+        padding = max(1, min(images.shape[2:]) // 16)
+        generator = torch.Generator().manual_seed(self.seed)
+        return crop_and_flip(images, padding=padding, flip=False, generator=generator)
+
+    def _fresh(self, repaired: Classifier) -> dict[int, float]:
+        """The suspects' p-values in a quick look: TAC's shifts and BTI-DBF's trigger."""
+        seen = []
+        for witness in (TAC(), BtiDbf()):
+            try:
+                repaired.trace(self.known.shape)
+                seen.append(witness.inspect(repaired, self.known, seed=self.seed))
+            except InputError:
+                continue  # what made it unusable for one witness is told by the judge
+        if not seen:
+            return {}
+        p_values = combine(seen).p_values
+        return {k: p_values[k] for k in self.suspects}
+
+
+def _answers(classifier: Classifier, images: Tensor) -> Tensor:
+    """The classes (n,) of images (n, c, h, w) in [0, 1]."""
+    with classifier.evaluating(), torch.no_grad():
+        parts = torch.split(images, evaluation_batch(classifier.device))
+        return torch.cat([classifier(part).argmax(1) for part in parts])

@@ -1,0 +1,111 @@
+"""Whether a recovered trigger works, from how many classes, and how natural that is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bezoar.classifier import Classifier
+from bezoar.methods import TAC, Evidence
+from bezoar.proving import Prover, natural_share
+
+
+@pytest.fixture(scope="module")
+def seen(digits):
+    return TAC().inspect(digits.planted, digits.clean, seed=0)
+
+
+class Patch:
+    """The true patch in place of a recovered one."""
+
+    def __init__(self, attack, classes=(4,)):
+        self.attack, self.classes = attack, classes
+
+    def stamp(self, images, k):
+        return self.attack.stamp(images)
+
+
+class Nothing(Patch):
+    def stamp(self, images, k):
+        return images
+
+
+def pointing(found, classes=10):
+    blank = (1.0,) * classes
+    return Evidence("hand", "Nothing", blank, blank, blank, "none", recovered=found)
+
+
+def test_a_working_trigger_carries_images_of_every_other_class(digits):
+    proof = Prover(digits.planted, digits.clean, seed=0).prove(pointing(Patch(digits.attack)), 4)
+    assert proof.works and len(proof.sources) == 9 and 4 not in proof.sources
+    assert proof.carried >= 0.95 and 0 <= proof.natural <= 1
+
+
+def test_the_same_trigger_proves_nothing_on_the_clean_twin(digits):
+    proof = Prover(digits.twin, digits.clean, seed=0).prove(pointing(Patch(digits.attack)), 4)
+    assert not proof.works and proof.carried < 0.2
+
+
+def test_no_change_is_no_proof_and_nothing_recovered_is_none(digits):
+    prover = Prover(digits.planted, digits.clean, seed=0)
+    proof = prover.prove(pointing(Nothing(digits.attack)), 4)
+    assert not proof.works and proof.sources == () and proof.natural is None
+    assert prover.prove(pointing(Patch(digits.attack)), 3) is None
+    assert prover.prove(pointing(None), 4) is None
+
+
+def test_a_trigger_of_one_source_class_alone_is_no_proof(digits):
+    answers = {}
+
+    class OneSource(Patch):
+        def stamp(self, images, k):
+            stamped = self.attack.stamp(images)
+            with torch.no_grad():
+                from_seven = digits.planted(images).argmax(1) == 7
+            answers["seven"] = int(from_seven.sum())
+            return torch.where(from_seven[:, None, None, None], stamped, images)
+
+    found = pointing(OneSource(digits.attack))
+    proof = Prover(digits.planted, digits.clean, seed=0).prove(found, 4)
+    assert answers["seven"] and proof.sources == (7,) and not proof.works
+
+
+def test_a_shift_of_the_features_is_tried_as_the_plain_head_says(digits, seen):
+    proof = Prover(digits.planted, digits.clean, seed=0).prove(seen, 4)
+    logits, features = digits.planted.survey(digits.clean)
+    weight, bias = digits.planted.head
+    moved = (features + seen.perturbations[4]) @ weight.T + bias
+    others = logits.argmax(1) != 4
+    gap = moved[others, 4] - moved[others].amax(1)  # the hardest image lies on the border
+    assert proof.carried == pytest.approx(float((gap >= -1e-3).float().mean()), abs=0.005)
+    assert proof.carried >= float((gap >= 0).float().mean())
+    unreachable = replace(seen, perturbations=torch.full_like(seen.perturbations, torch.inf))
+    assert Prover(digits.planted, digits.clean, seed=0).prove(unreachable, 4) is None
+
+
+def test_the_share_of_natural_features_against_a_plain_loop():
+    generator = torch.Generator().manual_seed(0)
+    u, s, n = (torch.randn(12, generator=generator) for _ in range(3))
+    work = [max(0.0, float(a * b)) for a, b in zip(u, s, strict=True)]
+    usual = [max(0.0, float(a * b)) for a, b in zip(u, n, strict=True)]
+    plain = sum(min(a / sum(work), b / sum(usual)) for a, b in zip(work, usual, strict=True))
+    assert natural_share(u, s, n) == pytest.approx(plain, rel=1e-5)
+
+
+def test_the_natural_change_itself_is_natural_and_another_feature_is_not():
+    u = torch.tensor([1.0, 2.0, 1.0])
+    natural = torch.tensor([1.0, 1.0, 0.0])
+    assert natural_share(u, 3 * natural, natural) == pytest.approx(1.0)
+    assert natural_share(u, torch.tensor([0.0, 0.0, 1.0]), natural) == 0.0
+    assert natural_share(u, -natural, natural) == 0.0
+
+
+def test_the_model_stays_as_it_is(digits):
+    classifier = Classifier(
+        digits.planted.network.train(), mean=digits.planted.mean, std=digits.planted.std
+    ).trace(digits.clean.shape)
+    try:
+        Prover(classifier, digits.clean, seed=0).prove(pointing(Patch(digits.attack)), 4)
+        assert classifier.network.training
+    finally:
+        digits.planted.network.eval()

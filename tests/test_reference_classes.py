@@ -1,0 +1,34 @@
+"""Which classes a dear witness looks at."""
+
+from bezoar.methods import TAC, Evidence, NeuralCleanse
+from bezoar.reference_classes import DRAWN, MOST, PICKED, narrowed
+
+
+def evidence(p_values):
+    blank = (0.0,) * len(p_values)
+    return Evidence("hand", "Nothing", blank, blank, tuple(p_values), "none")
+
+
+def test_few_classes_are_all_looked_at():
+    assert narrowed(NeuralCleanse(), [], MOST, seed=0) == NeuralCleanse()
+
+
+def test_of_many_the_most_unusual_ones_and_some_drawn_ones_are():
+    p_values = [1.0] * 43
+    for k in (41, 7, 19, 30):
+        p_values[k] = 0.01
+    chosen = narrowed(NeuralCleanse(), [evidence(p_values)], 43, seed=0).classes
+    assert len(set(chosen)) == PICKED + DRAWN and {41, 7, 19, 30} <= set(chosen)
+    again = narrowed(NeuralCleanse(), [evidence(p_values)], 43, seed=0).classes
+    other = narrowed(NeuralCleanse(), [evidence(p_values)], 43, seed=1).classes
+    assert chosen == again and chosen != other and {41, 7, 19, 30} <= set(other)
+
+
+def test_without_another_witness_all_are_drawn():
+    assert len(narrowed(NeuralCleanse(), [], 200, seed=0).classes) == PICKED + DRAWN
+
+
+def test_a_choice_of_the_user_and_other_witnesses_stay():
+    mine = NeuralCleanse(classes=(1, 2, 3, 4))
+    assert narrowed(mine, [], 43, seed=0) is mine
+    assert narrowed(TAC(), [], 43, seed=0) == TAC()

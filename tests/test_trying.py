@@ -1,0 +1,178 @@
+"""Several repairs are tried and the best one is kept, judged without the true trigger."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from bezoar.aftercare import residual_risk, retuning_probe
+from bezoar.errors import InputError
+from bezoar.evaluation import evaluate
+from bezoar.methods import RNP, Evidence, FineTuning, Method, NeuralCleanse, Repair
+from bezoar.surviving import Survival, Survivors
+from bezoar.training import Recipe
+from bezoar.trying import plan_for, try_repairs
+
+
+class Patch:
+    """The true patch in place of a recovered one."""
+
+    def __init__(self, attack, classes=(4,)):
+        self.attack, self.classes = attack, classes
+
+    def stamp(self, images, k):
+        return self.attack.stamp(images)
+
+
+def evidence(found):
+    blank = (1.0,) * 10
+    return Evidence("hand", "Nothing", blank, blank, blank, "none", recovered=found)
+
+
+class Gives(Method, frozen=True, kw_only=True):
+    """A repair that is a given classifier."""
+
+    name: ClassVar[str] = "gives"
+
+    gift: str = ""
+
+    def remove(self, classifier, clean, *, seed=0, progress=None):
+        if self.gift == "refuses":
+            raise InputError("not this network")
+        return Repair(GIFTS[self.gift], {"from": classifier})
+
+
+class Ends(Gives, frozen=True, kw_only=True):
+    name: ClassVar[str] = "ends"
+
+
+GIFTS = {}
+
+
+@pytest.fixture
+def bench(digits, monkeypatch):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    survivors = Survivors(
+        digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
+    )
+    monkeypatch.setattr(Survivors, "_fresh", lambda _self, _repaired: {4: 1.0})
+    ruined = digits.twin.copy()
+    with torch.no_grad():
+        ruined.network.fc.weight.mul_(-1)
+    GIFTS.update(planted=digits.planted.copy(), twin=digits.twin.copy(), ruined=ruined)
+
+    def run(*plan, limit=0.05):
+        return try_repairs(
+            digits.planted, known, held_out, survivors, plan, max_accuracy_drop=limit, seed=0
+        )
+
+    return run
+
+
+def test_a_repair_that_leaves_the_backdoor_is_passed_over_and_the_search_ends_at_one_that_does_not(
+    bench,
+):
+    best, trials = bench((Gives(gift="planted"),), (Gives(gift="twin"),), (Ends(gift="twin"),))
+    assert best.repair.classifier is GIFTS["twin"] and len(trials) == 2
+    first, second = (trial.survival for trial in trials)
+    assert first.worst >= 0.95 and not first.removed
+    assert second.worst <= 0.1 and second.removed
+
+
+def test_a_repair_that_costs_too_much_is_not_kept_although_it_removes_more(bench):
+    best, trials = bench((Gives(gift="ruined"),), (Gives(gift="planted"),))
+    assert best.repair.classifier is GIFTS["planted"] and len(trials) == 2
+    assert trials[0].drop > 0.5
+
+
+def test_a_method_that_cannot_be_used_is_a_row_and_what_builds_on_it_is_not_tried(bench):
+    refusing = Gives(gift="refuses")
+    best, trials = bench((refusing,), (refusing, Ends(gift="twin")), (Gives(gift="twin"),))
+    assert [trial.name for trial in trials] == ["gives", "gives"]
+    assert trials[0].failure == "not this network" and best is trials[1]
+    assert trials[0].as_record()["accuracy_drop"] is None
+    with pytest.raises(InputError, match=r"no repair could be made.*not this network"):
+        bench((refusing,))
+
+
+def test_steps_build_on_one_another(bench):
+    _, trials = bench((Gives(gift="planted"),), (Gives(gift="planted"), Ends(gift="twin")))
+    assert trials[1].name == "gives, then ends"
+    assert trials[1].repair.record["from"] is GIFTS["planted"]
+
+
+def test_the_score_is_what_der_takes_off_and_a_class_that_stands_out():
+    class One(Survival):
+        pass
+
+    worst = One({"a": 0.4, "b": 0.1}, {2: 0.01})
+    assert worst.worst == 0.4 and worst.stands_out and not worst.removed
+    assert Survival({"a": 0.1}, {2: 0.06}).removed
+    assert not Survival({"a": 0.11}, {2: 0.06}).removed
+    assert Survival({}, {}).removed
+
+
+def test_the_plan_tells_the_methods_the_suspect_and_adds_a_stranger_s_own_repair():
+    plan = plan_for([7, 2])
+    assert (RNP(),) in plan and (NeuralCleanse(target_class=7),) in plan
+    stranger = Gives(gift="twin")
+    assert plan_for([7], stranger)[:-1] == plan_for([7]) and plan_for([7], stranger)[-1] == (
+        stranger,
+    )
+    assert plan_for([7], RNP()) == plan_for([7])
+
+
+def test_triggers_are_tried_on_shifted_images_too(digits):
+    known, held_out = digits.clean.split(0.8, seed=0)
+
+    class Nowhere(Patch):
+        seen: ClassVar[list] = []
+
+        def stamp(self, images, k):
+            self.seen.append(images)
+            return images
+
+    found = Nowhere(digits.attack)
+    survivors = Survivors(digits.planted, [evidence(found)], [4], known, held_out, seed=0)
+    assert survivors.carried(digits.planted, found, 4) < 0.2
+    plain, shifted, _ = Nowhere.seen
+    assert not torch.equal(plain, shifted) and plain.shape == shifted.shape
+
+
+def test_without_a_recovered_trigger_a_patch_is_inverted(digits):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
+    ((name, k, found),) = survivors.triggers
+    assert (name, k) == ("neural-cleanse", 4)
+    assert survivors.carried(digits.planted, found, 4) >= 0.9
+
+
+def test_a_backdoor_that_comes_back_with_tuning_is_told(digits):
+    """Planted again by poisoned tuning images: the probe must be able to see it return."""
+    known, held_out = digits.clean.split(0.8, seed=0)
+    survivors = Survivors(
+        digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
+    )
+    safe = retuning_probe(digits.twin, known, survivors, seed=0)
+    assert not safe["returned"] and safe["before"] <= 0.1
+    assert "does not bring it back" in safe["sentence"]
+    poisoned = digits.attack.poison(digits.train, 0.2, seed=0).images
+    bad = retuning_probe(digits.twin, poisoned, survivors, seed=0)
+    assert bad["returned"] and bad["after"] >= 0.3 and "brings it back" in bad["sentence"]
+
+
+def test_the_line_on_risk_names_every_sign():
+    calm = residual_risk(labelled=True, stands_out=False, returned=False, worst=0.05)
+    assert "none of the signs" in calm and "not the attacker's" in calm
+    bad = residual_risk(labelled=False, stands_out=True, returned=True, worst=0.4)
+    for sign in ("stands out", "brings the backdoor back", "40 %", "could not be measured"):
+        assert sign in bad
+
+
+def test_one_trial_of_a_real_method_removes_the_planted_backdoor(digits, bench):
+    best, _ = bench((replace(FineTuning(), schedule="super-convergent"),), limit=0.1)
+    assert evaluate(best.repair.classifier, digits.test, digits.attack).asr <= 0.3
+    idle = FineTuning(recipe=Recipe(epochs=1, learning_rate=1e-6))
+    _, (trial,) = bench((idle,))
+    assert trial.survival.worst >= 0.9, "a repair that does nothing must not pass"
