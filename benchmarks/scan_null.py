@@ -111,6 +111,26 @@ def null_networks(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def by_task(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many networks of each task there are, and how well they learned it."""
+    rows = []
+    own = [run for run in runs if run["set"] == "null"]
+    for task in dict.fromkeys(run["task"] for run in own):
+        found = [run for run in own if run["task"] == task]
+        seconds = [sum(w["processor seconds"] for w in r["witnesses"].values()) for r in found]
+        rows.append(
+            {
+                "models are": task,
+                "classes": found[0]["classes"],
+                "runs": len(found),
+                "smallest accuracy": min(run["acc"] for run in found),
+                "largest accuracy": max(run["acc"] for run in found),
+                "processor seconds of a scan": sum(seconds) / len(seconds),
+            }
+        )
+    return rows
+
+
 def main(options: Options) -> None:
     """Runs what is missing."""
     done: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
@@ -130,9 +150,10 @@ def main(options: Options) -> None:
         runs[key] = outcome.value | {"witnesses": before | outcome.value["witnesses"]}
         write_text(RESULTS, json.dumps(to_json(done | {"runs": list(runs.values())})) + "\n")
         print(key, {w: min(f["p"]) for w, f in outcome.value["witnesses"].items()}, flush=True)
-    done["runs"] = list(runs.values())
+    done |= {"runs": list(runs.values()), "summary": by_task(runs.values())}
     complete = [r for r in done["runs"] if set(WITNESSES) <= set(r["witnesses"])]
     null = {"version": VERSION, "networks": null_networks(complete)}
+    write_text(RESULTS, json.dumps(to_json(done)) + "\n")
     write_text(NULL, json.dumps(to_json(null), indent=1) + "\n")
 
 

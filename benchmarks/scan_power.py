@@ -19,14 +19,20 @@ import torch
 from scan_null import RESULTS as WITNESSED
 from scan_null import WITNESSES, null_networks
 
+import bezoar
 from bezoar.combining import MANY, harmonic_mean, smallest_of, tail_factor
 from bezoar.metrics import auroc, rate
 from bezoar.records import to_json, write_text
-from bezoar.scanning import FEW_CLASSES
+from bezoar.scanning import FEW_CLASSES, WITHOUT_IMAGES
 
 FOLDER = Path(__file__).parent / "results"
 POWER = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_power.json"
-WITHOUT_IMAGES = ("weights", "mm-bd")
+CHOICES = {
+    "all witnesses": WITNESSES,
+    "no images": WITHOUT_IMAGES,
+    "no labels": tuple(w for w in WITNESSES if w != "rnp"),
+    "after a repair": tuple(w for w in WITNESSES if w not in WITHOUT_IMAGES),
+}
 LEVELS = (0.05, 0.01)
 
 
@@ -108,6 +114,38 @@ def power(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return told
 
 
+def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A choice of witnesses as flat rows: false alarms by classes, then each half."""
+    told = [
+        {
+            "asked": row["asked"],
+            "models are": f"backdoor-free, {key} classes" if key != "all" else "backdoor-free, all",
+            "clean models": found["at 0.05"]["count"],
+            "false alarms at 0.05": found["at 0.05"],
+            "false alarms at 0.01": found["at 0.01"],
+        }
+        for key, found in row["false alarms"].items()
+    ]
+    for half in ("development", "held-out", "third-party"):
+        if half in row:
+            found = row[half]
+            told.append(
+                {
+                    "asked": row["asked"],
+                    "models are": f"of the pool, {half}" if half != "third-party" else half,
+                    "clean models": found["clean"],
+                    "false alarms at 0.05": found.get("false alarms", {}).get("at 0.05"),
+                    "false alarms at 0.01": found.get("false alarms", {}).get("at 0.01"),
+                    "backdoored models": found["backdoored"],
+                    "flagged at 0.05": found.get("flagged"),
+                    "flagged at 0.01": found.get("at 0.01"),
+                    "class right": found.get("right"),
+                    "auroc": found.get("auroc"),
+                }
+            )
+    return told
+
+
 def main() -> None:
     """Writes both files."""
     witnessed = json.loads(WITNESSED.read_text())["runs"]
@@ -119,7 +157,7 @@ def main() -> None:
     table = []
     many = [network for network in null if network["classes"] > MANY]
     few = [network for network in null if network not in many]
-    for chosen in (WITNESSES, WITHOUT_IMAGES):
+    for name, chosen in CHOICES.items():
         fewer = [w for w in chosen if w not in FEW_CLASSES]
         both = {False: factors(null, chosen)[False], True: factors(null, fewer)[True]}
         runs = [
@@ -127,6 +165,7 @@ def main() -> None:
             for run in (*(r for r in complete if r["set"] == "pool"), *later)
         ]
         row: dict[str, Any] = {
+            "asked": name,
             "witnesses": list(chosen),
             "networks": len(null),
             "factor": both[False],
@@ -141,7 +180,14 @@ def main() -> None:
     told = {
         "title": "False alarms and power of the combined scan",
         "command": "python benchmarks/scan_power.py",
-        "power": table,
+        "versions": {"bezoar": bezoar.__version__},
+        "machine": "computed from scan_null.json and automatic.json",
+        "summary": [line for row in table[:2] for line in lines(row)],
+        "runs": [
+            {"asked": row["asked"]} | {k: v for k, v in model.items() if k != "alone"}
+            for row in table
+            for model in row["models"]
+        ],
     }
     write_text(FOLDER / "scan_power.json", json.dumps(to_json(told), indent=1) + "\n")
     short = [{k: v for k, v in row.items() if k != "models"} for row in table]

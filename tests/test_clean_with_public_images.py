@@ -152,12 +152,17 @@ def test_a_method_that_needs_public_images_says_so_and_how(images, planted, digi
 
 @pytest.mark.parametrize(
     ("method", "who"),
-    [(None, "choosing a method"), ("tac", "the method 'tac'"), (Shake(), "the method 'shake'")],
+    [("tac", "the method 'tac'"), (Shake(), "the method 'shake'")],
 )
 def test_public_images_that_nobody_takes_are_refused(method, who, planted, digits):
     message = f"{who} takes no public images and no generator; .*--method.*: .*borrow"
     with pytest.raises(InputError, match=message):
         pipeline.clean(planted, digits.clean, method=method, public=noise())
+
+
+def test_images_of_both_kinds_and_no_method_are_refused(planted, digits):
+    with pytest.raises(InputError, match=r"and no method; leave out --public .*: borrow"):
+        pipeline.clean(planted, digits.clean, public=noise())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.judging import judge_repair
 from bezoar.methods import TAC, FineTuning, Repair, is_data_free, methods
+from bezoar.methods.method import Needs
 from bezoar.metrics import rate
 from bezoar.records import to_json
 from bezoar.wording import UNMEASURED
@@ -330,3 +332,20 @@ def test_a_method_that_does_not_stand_by_its_work_is_believed(kind, digits, plan
     assert record["outcome"].startswith(
         "Not accepted: the student does not follow the teacher. Accuracy "
     )
+
+
+@pytest.mark.parametrize(("public", "name"), [(False, "dhbe"), (True, "fred")])
+def test_without_a_method_and_images_what_needs_none_is_taken(public, name, planted, monkeypatch):
+    class Brief(Shake, frozen=True, kw_only=True):
+        needs: ClassVar[Needs] = "public images" if public else "nothing"
+
+        def remove(self, classifier, _images, *, seed=0, progress=None):
+            return Repair(classifier.copy(), {})
+
+    Brief.name = name
+    monkeypatch.setattr(pipeline, "FreD" if public else "DHBE", Brief)
+    drawn = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    given = ImageSet(drawn) if public else None
+    record = pipeline.clean(planted, public=given).record
+    assert record["method"]["name"] == name and record["scan"] is None
+    assert record["method"]["reason"] == f"There are no images of the task; {name} needs none."

@@ -179,7 +179,7 @@ IMAGES = {
     "classes in another order": (f"{SCAN} --images {{bad}}/shuffled.npz", "no better than chance"),
     "an archive that is none": (f"{SCAN} --images {{bad}}/text.npz", "text.npz"),
     "no labels to clean with": (
-        f"clean {{files}}/planted.toml --images {{bad}}/unlabelled.npz {OUT}",
+        f"clean {{files}}/planted.toml --images {{bad}}/unlabelled.npz --method ft {OUT}",
         "cleaning needs labelled images",
     ),
     "no image at all": (f"{SCAN} {CLEAN} --limit 0", "--limit is 0; expected at least 1"),

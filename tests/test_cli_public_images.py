@@ -139,7 +139,6 @@ def test_a_generator_and_public_images_go_together(clean, streets, generator_fil
         (("--public", "nowhere"), "nowhere"),
         (("--generator", "nowhere.toml"), "nowhere.toml"),
         (("--public", "streets", "--method", "tac"), "'tac' takes no public images"),
-        (("--generator", "g.toml", "--method", "auto"), "choosing a method takes no public images"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_before_any_work(

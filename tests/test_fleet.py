@@ -1,7 +1,9 @@
 """Scans of a manifest: what is refused by line, what is isolated, what is not done again."""
 
 import csv
+import functools
 import json
+import math
 import os
 import shutil
 
@@ -9,11 +11,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from bezoar import cli
+from bezoar import cli, pipeline
+from bezoar.commands.scan import Scan, exit_code
 from bezoar.errors import InputError
 from bezoar.executors import HereExecutor, LocalExecutor, RayExecutor
+from bezoar.executors.machine_memory import machine_memory
 from bezoar.fleet import ScanOptions, _names, scan_models
+from bezoar.fleet_summary import summary
 from bezoar.manifest import read_manifest
+from bezoar.verdict import Levels
 
 FACTS = {"architecture": "bezoar:small-cnn", "mean": "0.3", "std": "0.35"}
 
@@ -34,6 +40,12 @@ def hangs():
 
 def eats():
     return bytearray(100 << 30)
+
+def grows():
+    import torch
+    kept = []
+    while True:
+        kept.append(torch.ones(16 << 20))
 
 def raises():
     raise ZeroDivisionError("by the network")
@@ -225,7 +237,7 @@ def test_a_model_that_is_broken_costs_only_itself(files, manifest, tmp_path):
         row("text.pt", **FACTS),
         *(
             row("twin.safetensors", **own, architecture=f"net.py:{function}")
-            for function in ("raises", "dies", "hangs", "eats", "good")
+            for function in ("raises", "dies", "hangs", "eats", "grows", "good")
         ),
         row("twin.toml", "test.npz"),
     ]
@@ -236,17 +248,19 @@ def test_a_model_that_is_broken_costs_only_itself(files, manifest, tmp_path):
         rows, ScanOptions(), executor, out=out, finished=lambda *what: heard.append(what)
     )
     verdicts = [model.get("verdict") for model in summary["models"]]
-    assert verdicts == ["backdoor found", *[None] * 5, "nothing found", "nothing found"]
-    text, raises, dies, hangs, eats = (model["failed"] for model in summary["models"][1:6])
+    assert verdicts == ["backdoor found", *[None] * 6, "nothing found", "nothing found"]
+    text, raises, dies, hangs, eats, grows = (m["failed"] for m in summary["models"][1:7])
     assert "is a text file, not a checkpoint" in text["reason"]
     assert text["reason"].startswith(str(files)), "one sentence, without the name of a class"
     assert "ZeroDivisionError: by the network" in raises["reason"]
     assert dies["kind"] == "crash"
     assert dies["reason"] == "the process died (SIGKILL); it last said: no more"
-    assert (hangs["kind"], hangs["reason"]) == ("timeout", "still running after 20 s")
-    assert "MemoryError" in eats["reason"]
-    assert summary["counts"] == {"backdoor found": 1, "nothing found": 2, "not usable": 5}
-    assert heard[-1][1:] == (8, 8) and len(heard) == 8
+    assert hangs["kind"] == "timeout"
+    assert hangs["reason"] == "still running after 20 s; --timeout gives it more"
+    assert "MemoryError" in eats["reason"] and "allocate memory" in grows["reason"]
+    assert all(m["reason"].endswith("; --memory-limit gives it more") for m in (eats, grows))
+    assert summary["counts"] == {"backdoor found": 1, "nothing found": 2, "not usable": 6}
+    assert heard[-1][1:] == (9, 9) and len(heard) == 9
     assert len(list(out.iterdir())) == 3, "a model that failed leaves no record"
     assert all(path.name.endswith(".json") for path in out.iterdir())
 
@@ -276,7 +290,7 @@ def test_only_what_is_missing_is_scanned(files, manifest, tmp_path):
     assert keys == ["planted"]
     second, keys = scanned(rows)
     assert keys == ["twin", "text"]
-    assert [model.get("scanned") for model in second["models"]] == ["before", "now", None]
+    assert [model.get("scanned") for model in second["models"]] == ["before", None, "now"]
     third, keys = scanned(rows)
     assert keys == ["text"], "what failed is tried again"
     same = [
@@ -345,14 +359,14 @@ def test_the_command_shows_a_table_and_keeps_records(run, files, manifest, tmp_p
     arguments = ("scan", "--manifest", path, "--images", files / "clean.npz", "--out", out, *HERE)
     code, shown, error = run(*arguments, "--json", where)
     assert (code, error) == (1, "")
-    heading, planted, twin, text, *rest = shown.splitlines()
+    heading, planted, text, twin, *rest = shown.splitlines()  # the worst first
     assert heading.split() == ["model", "verdict", "suspects", "p", "seconds"]
     assert planted.split()[:4] == ["planted.toml", "backdoor", "found", "4"]
     assert twin.split()[:4] == ["twin.toml", "nothing", "found", "-"]
     assert text.split()[:3] == ["text.pt", "not", "usable"]
     said = " ".join(" ".join(rest).split())
     assert "text.pt (line 4): " in said and "is a text file" in said
-    assert "3 models: 1 backdoor found, 1 nothing found, 1 not usable." in said
+    assert "3 models: 1 backdoor found, 1 not usable, 1 nothing found." in said
     record = json.loads(where.read_text())
     assert record["kind"] == "scan of a manifest" and len(record["models"]) == 3
     assert record["command"].startswith("bezoar")
@@ -364,20 +378,117 @@ def test_the_command_shows_a_table_and_keeps_records(run, files, manifest, tmp_p
     assert code == 1 and json.loads(shown)["counts"]["not usable"] == 1
 
 
+FOUND, MAYBE, NOTHING, BROKEN = "backdoor found", "suspicious", "nothing found", "not usable"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "codes"),
+    [  # of --fail-on suspicious, found and never
+        ({NOTHING}, (0, 0, 0)),
+        ({MAYBE}, (1, 0, 0)),
+        ({FOUND}, (1, 1, 0)),
+        ({BROKEN}, (2, 2, 2)),
+        ({NOTHING, MAYBE}, (1, 0, 0)),
+        ({NOTHING, FOUND}, (1, 1, 0)),
+        ({NOTHING, BROKEN}, (2, 2, 2)),
+        ({MAYBE, FOUND}, (1, 1, 0)),
+        ({MAYBE, BROKEN}, (1, 2, 2)),
+        ({FOUND, BROKEN}, (1, 1, 2)),
+        ({NOTHING, MAYBE, FOUND, BROKEN}, (1, 1, 2)),
+    ],
+)
+def test_what_was_found_comes_before_what_could_not_be_used(verdicts, codes):
+    given = ("suspicious", "found", "never")
+    assert tuple(exit_code(verdicts, fail_on) for fail_on in given) == codes
+
+
 @pytest.mark.parametrize(
     ("models", "fail_on", "code"),
     [
         (["twin.toml"], "suspicious", 0),
         (["twin.toml", "planted.toml"], "suspicious", 1),
         (["twin.toml", "text.pt"], "suspicious", 2),
-        (["planted.toml", "text.pt"], "suspicious", 1),
-        (["planted.toml"], "never", 0),
+        (["planted.toml", "text.pt"], "found", 1),
         (["planted.toml", "text.pt"], "never", 2),
     ],
 )
-def test_what_was_found_comes_before_what_could_not_be_used(models, fail_on, code, run, manifest):
+def test_the_command_leaves_with_that_code(models, fail_on, code, run, manifest):
     path = manifest(*(row(model, **(FACTS if model == "text.pt" else {})) for model in models))
-    assert run("scan", "--manifest", path, *HERE, "--fail-on", fail_on, "--quiet")[0] == code
+    arguments = ("--methods", "tac", "--fail-on", fail_on, "--quiet")
+    assert run("scan", "--manifest", path, *HERE, *arguments)[0] == code
+
+
+def test_a_suspicious_model_fails_the_pipeline_unless_only_findings_shall(
+    run, manifest, monkeypatch
+):
+    cautious = functools.partial(pipeline.scan, levels=Levels(carried=1.01))
+    monkeypatch.setattr(pipeline, "scan", cautious)
+    path = manifest(row("planted.toml"), row("twin.toml"))
+    arguments = ("scan", "--manifest", path, *HERE, "--methods", "tac")
+    code, shown, _ = run(*arguments, "--json", "-")
+    assert (code, list(json.loads(shown)["counts"])) == (1, ["suspicious", "nothing found"])
+    assert run(*arguments, "--quiet", "--fail-on", "found")[0] == 0
+
+
+# -- summary and limits ----------------------------------------------------------------------------
+
+
+def entry(line, verdict, p=0.5, **more):
+    if verdict == BROKEN:
+        failed = {"kind": "error", "reason": "why", "traceback": ""}
+        return {"line": line, "model": f"{line}.pt", "failed": failed, "seconds": 1.0}
+    return {"line": line, "model": f"{line}.pt", "verdict": verdict, "p": p, **more}
+
+
+def test_the_worst_comes_first():
+    entries = [
+        *(entry(2, NOTHING, 0.9), entry(3, BROKEN), entry(4, MAYBE, 0.04), entry(5, FOUND, 1e-3)),
+        *(entry(6, FOUND, 1e-9), entry(7, NOTHING, 0.1), entry(8, BROKEN), entry(9, MAYBE, 0.04)),
+    ]
+    told = summary(entries)
+    assert [model["line"] for model in told["models"]] == [6, 5, 4, 9, 3, 8, 7, 2]
+    assert list(told["counts"].items()) == [(FOUND, 2), (MAYBE, 2), (BROKEN, 2), (NOTHING, 2)]
+    assert summary([])["counts"] == {}
+
+
+def test_the_table_is_a_csv_that_computes_nothing(run, manifest, tmp_path):
+    names = ["=1+1", "b", "c", "d", "+e", "f,", "g", "h", "i", "j"]  # +e is the target
+    path = manifest(
+        row("planted.toml", classes=" ".join(names)), row("twin.toml"), row("text.pt", **FACTS)
+    )
+    where = tmp_path / "table.csv"
+    arguments = ("--methods", "tac", "--quiet", "--summary", where)
+    assert run("scan", "--manifest", path, *HERE, *arguments)[0] == 1
+    with where.open(newline="") as file:
+        found, broken, nothing = csv.DictReader(file)
+    assert (found["model"], found["verdict"], found["suspects"]) == ("planted.toml", FOUND, "'+e")
+    assert float(found["p"]) < 0.01 and float(found["seconds"]) > 0 and len(found["sha256"]) == 64
+    assert (broken["verdict"], broken["p"], broken["suspects"]) == (BROKEN, "", "")
+    assert "is a text file" in broken["reason"] and nothing["reason"] == ""
+    assert (nothing["model"], nothing["verdict"]) == ("twin.toml", NOTHING)
+
+
+def test_limits_protect_without_being_asked_for():
+    half = machine_memory() // 2
+
+    def limits(**options):
+        executor = Scan(**options)._executor()
+        return executor.timeout_s, executor.memory_limit
+
+    assert limits() == limits(executor="local:3") == (3600, half)
+    assert limits(timeout=5, memory_limit=0.5) == (5, 1 << 29)
+    assert limits(timeout=math.inf, memory_limit=math.inf) == (None, None)
+    assert limits(executor="ray") == (3600, None), "nodes have a memory of their own"
+    assert isinstance(Scan(executor="here")._executor(), HereExecutor)
+
+
+def test_a_container_may_have_less_memory_than_its_machine(tmp_path, monkeypatch):
+    whole = machine_memory()
+    group = tmp_path / "memory.max"
+    monkeypatch.setattr("bezoar.executors.machine_memory._GROUPS", (group,))
+    for text, expected in ((str(1 << 30), 1 << 30), (str(1 << 62), whole), ("max\n", whole)):
+        group.write_text(text)
+        assert machine_memory() == expected
 
 
 def test_the_command_isolates_what_a_model_does_to_its_process(run, manifest, tmp_path):
@@ -389,9 +500,9 @@ def test_the_command_isolates_what_a_model_does_to_its_process(run, manifest, tm
     )
     limits = ("--executor", "local:1", "--timeout", "120", "--memory-limit", "4")
     code, shown, _ = run("scan", "--manifest", path, *limits, "--json", "-")
-    first, second, third = json.loads(shown)["models"]
-    assert code == 1 and third["verdict"] == "backdoor found"
-    assert first["failed"]["kind"] == "crash" and second["verdict"] == "nothing found"
+    found, dead, nothing = json.loads(shown)["models"]
+    assert code == 1 and found["verdict"] == "backdoor found"
+    assert dead["failed"]["kind"] == "crash" and nothing["verdict"] == "nothing found"
 
 
 @pytest.mark.slow
@@ -402,7 +513,8 @@ def test_the_command_gives_up_on_time_and_on_memory(run, manifest):
     code, shown, _ = run("scan", "--manifest", path, *limits, "--json", "-")
     hangs, eats = (model["failed"] for model in json.loads(shown)["models"])
     assert code == 2
-    assert hangs["reason"] == "still running after 15 s" and "MemoryError" in eats["reason"]
+    assert hangs["reason"].startswith("still running after 15 s")
+    assert "MemoryError" in eats["reason"]
 
 
 @pytest.mark.parametrize(
@@ -423,6 +535,11 @@ def test_the_command_gives_up_on_time_and_on_memory(run, manifest):
         ("scan --manifest {csv} --json {files}/planted.safetensors", "never overwritten"),
         ("scan --manifest {csv} --json {out}/none/s.json", "does not exist"),
         ("scan --manifest {csv} --out {csv}", "cannot be made: File exists"),
+        ("scan --manifest {csv} --sarif {csv}", "never overwritten"),
+        ("scan --manifest {csv} --summary {csv}", "never overwritten"),
+        ("scan --manifest {csv} --summary {out}/a --sarif {out}/a", "is given for two outputs"),
+        ("scan --manifest {csv} --json - --sarif -", "both want standard output"),
+        ("scan {files}/planted.toml --images {files}/clean.npz --summary {out}/s.csv", "goes with"),
         ("scan --manifest {files}/none.csv", "none.csv cannot be read"),
         ("scan {files}/planted.toml --images {files}/clean.npz --out {out}/o", "--out goes with"),
         ("scan {files}/planted.toml --images {files}/clean.npz --timeout 5", "--timeout goes with"),
@@ -468,9 +585,9 @@ def test_on_ray(files, manifest, tmp_path):
     finally:
         cluster.shutdown()
     verdicts = [model.get("verdict") for model in summary["models"]]
-    assert verdicts == ["backdoor found", "nothing found", None, None]
-    assert summary["models"][2]["failed"]["kind"] == "crash"
-    assert "is a text file" in summary["models"][3]["failed"]["reason"]
+    assert verdicts == ["backdoor found", None, None, "nothing found"]
+    assert summary["models"][1]["failed"]["kind"] == "crash"
+    assert "is a text file" in summary["models"][2]["failed"]["reason"]
     kept = json.loads(next((tmp_path / "out").glob("twin-*.json")).read_text())
     assert kept["model"]["file"] == str(files / "twin.safetensors")
     assert kept["model"]["architecture"] == f"{files / 'alone.py'}:build"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ import bezoar
 from bezoar import audit, pipeline
 from bezoar.decoding import Resize
 from bezoar.errors import InputError
-from bezoar.executors import Done, Executor, Failed, Progress, Task
+from bezoar.executors import Done, Executor, Progress, Task
 from bezoar.executors.file_cache import pack
 from bezoar.executors.worker import report
+from bezoar.fleet_summary import failure_entry, finding_entry, row_entry, summary
 from bezoar.images import ImageSet
 from bezoar.intake import ModelDescription, load_model
 from bezoar.manifest import Row, split_pattern
@@ -80,7 +80,8 @@ def scan_models(
         progress: called with a model's name, what it does, and the share that is finished.
 
     Returns:
-        ``models``, one for each row, and ``counts`` of the verdicts and of "not usable".
+        ``models``, an entry for each row, the worst first, and ``counts`` of the verdicts and of
+        "not usable".
 
     Raises:
         InputError: ``out`` cannot be made, or a record cannot be written.
@@ -93,7 +94,7 @@ def scan_models(
     for name, row in names.items():
         record = _read(out, name)
         if record is not None:
-            found[name] = _summary(row, record, out, name) | {"scanned": "before"}
+            found[name] = _entry(row, record, out, name) | {"scanned": "before"}
     missing = [_task(name, row, options) for name, row in names.items() if name not in found]
     if finished is not None and found:
         finished("", len(found), len(rows))
@@ -103,19 +104,16 @@ def scan_models(
             record = _with_sources(outcome.value, row)
             if out is not None:
                 write_json(out / f"{name}.json", record)
-            found[name] = _summary(row, record, out, name) | {"scanned": "now"}
+            found[name] = _entry(row, record, out, name) | {"scanned": "now"}
         else:
-            found[name] = _named(row) | {"failed": _failure(outcome), "seconds": outcome.seconds}
+            found[name] = failure_entry(row, outcome)
         if finished is not None:
             finished(row.model, len(found), len(rows))
-    models = [found[name] for name in names]
-    counts = Counter(model.get("verdict", "not usable") for model in models)
     return {
         "kind": KIND,
         "bezoar": bezoar.__version__,
         "options": msgspec.to_builtins(options),
-        "models": models,
-        "counts": dict(counts),
+        **summary(found.values()),
         "seconds": {"total": time.perf_counter() - started},
     }
 
@@ -239,29 +237,6 @@ def _with_sources(record: dict[str, Any], row: Row) -> dict[str, Any]:
     return record
 
 
-def _named(row: Row) -> dict[str, Any]:
-    return {"line": row.line, "model": row.model, "images": row.images}
-
-
-def _summary(row: Row, record: dict[str, Any], out: Path | None, name: str) -> dict[str, Any]:
-    """What the table shows of a record."""
-    classes = record["model"]["classes"]
-    return _named(row) | {
-        "verdict": record["verdict"],
-        "suspects": record["suspects"],
-        "suspect_names": [classes[k] for k in record["suspects"]],
-        "p": min(record["p_values"]),
-        "seconds": record["seconds"]["total"],
-        "record": None if out is None else str(out / f"{name}.json"),
-    }
-
-
-def _failure(failed: Failed) -> dict[str, str]:
-    """Why a model could not be used, in one sentence, and all that is known of it."""
-    reason = failed.message
-    for kind in ("InputError", "UnsafeFileError"):
-        reason = reason.removeprefix(f"{kind}: ")
-    said = failed.traceback.strip().splitlines()
-    if failed.kind == "crash" and said:
-        reason += f"; it last said: {said[-1].strip()}"
-    return {"kind": failed.kind, "reason": reason, "traceback": failed.traceback}
+def _entry(row: Row, record: dict[str, Any], out: Path | None, name: str) -> dict[str, Any]:
+    kept = None if out is None else str(out / f"{name}.json")
+    return row_entry(row) | finding_entry(record) | {"record": kept}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -138,7 +139,9 @@ def _row(
         what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
         raise InputError(f"{what}; give a model.toml or a file with weights")
     is_toml = path.suffix.lower() == ".toml"
-    fields = read_fields(path) if is_toml else {"weights": str(path.resolve())}
+    # a link keeps its own name, which says more than that of a file in some store
+    weights = os.path.abspath(path)  # noqa: PTH100
+    fields = read_fields(path) if is_toml else {"weights": weights}
     description = describe({**fields, **given, **own}, str(path))
     source = str(folder / cells["images"]) if "images" in cells else images
     if source is None:

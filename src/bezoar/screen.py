@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bezoar.training import Progress
 
+MOST_STATISTICS = 2  # of witnesses, whose values are shown side by side
+
 
 @contextlib.contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
@@ -81,6 +83,8 @@ def print_synthesis(record: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.print(record["sentence"], style="bold")
     console.print(record["limits"])
+    if "self_test" in record:
+        console.print(f"Self-test: {record['self_test']['sentence']}")
     for notice in record["notices"]:
         console.print(f"Note: {notice}")
 
@@ -128,6 +132,11 @@ def _scan_columns(record: dict[str, Any]) -> dict[str, list[str]]:
     shown = record["ranking"][:5]
     witnesses = [item["statistic"] for item in record["evidence"]]
     columns = {"class": [record["model"]["classes"][k] for k in shown]}
+    if len(witnesses) > MOST_STATISTICS:  # so many units side by side say less than p-values
+        for statistic in witnesses:
+            columns[statistic["method"]] = [_p(statistic["p_values"][k]) for k in shown]
+        columns["together: p"] = [_p(record["p_values"][k]) for k in shown]
+        return columns
     for statistic in witnesses:
         heading = statistic["value"]
         if len(witnesses) > 1:
@@ -139,9 +148,12 @@ def _scan_columns(record: dict[str, Any]) -> dict[str, list[str]]:
     if len(witnesses) == 1:  # scores of several witnesses cannot be compared
         scores = (witnesses[0]["scores"][k] for k in shown)
         columns["score"] = [f"{score:.2f}" if math.isfinite(score) else "-" for score in scores]
-    p_values = (record["p_values"][k] for k in shown)
-    columns["p"] = [f"{p:.4f}" if p >= 1e-4 else "< 0.0001" for p in p_values]
+    columns["p"] = [_p(record["p_values"][k]) for k in shown]
     return columns
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 1e-4 else "< 0.0001"
 
 
 def print_model(record: dict[str, Any]) -> None:
@@ -184,7 +196,7 @@ _RATES = ("acc", "asr", "twin_asr")
 
 
 def print_fleet(summary: dict[str, Any]) -> None:
-    """The scan of a manifest: one line a model, the reasons of those that failed, and the sum."""
+    """The scan of a manifest: a line for each model, why some failed, and the sum."""
     from rich.console import Console
     from rich.table import Table
 
@@ -204,9 +216,7 @@ def print_fleet(summary: dict[str, Any]) -> None:
     for model in summary["models"]:
         if "failed" in model:
             console.print(f"{model['model']} (line {model['line']}): {model['failed']['reason']}")
-    counts = summary["counts"]
-    order = ("backdoor found", "suspicious", "nothing found", "not usable")
-    told = ", ".join(f"{counts[name]} {name}" for name in order if name in counts)
+    told = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
     console.print(f"{len(summary['models'])} models: {told}.")
     before = sum(model.get("scanned") == "before" for model in summary["models"])
     if before:

@@ -112,8 +112,10 @@ class ManyModels:
             processes at a time, ray, ray:ADDRESS, or here for this process.
         threads: with a manifest, of each model; 1 by default.
         gpus: with a manifest, share of a GPU for each model; by default each sees what is there.
-        timeout: with a manifest, seconds after which a model is given up.
-        memory_limit: with a manifest, GiB of memory that a model may take.
+        timeout: with a manifest, seconds after which a model is given up; 3600 by default.
+        memory_limit: with a manifest, GiB of memory that a model may take; on this machine by
+            default half of what there is.
+        summary: with a manifest, write the table to this file, as CSV.
     """
 
     manifest: Path | None = None
@@ -123,6 +125,7 @@ class ManyModels:
     gpus: float | None = None
     timeout: float | None = None
     memory_limit: float | None = None
+    summary: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from bezoar.report.glossary import glossary
 from bezoar.report.pictures import Gallery, Picture, gallery
 from bezoar.report.repair_view import Attack, Repair, read_attack, read_repair
 from bezoar.report.scan_view import Figure, Scan, read_scan
+from bezoar.report.self_test_view import read_self_test
 from bezoar.report.synthesis_view import Synthesis, read_synthesis
 
 KINDS = ("scan", "clean", "demo", "synthesize")
@@ -29,6 +30,7 @@ class Page:
     eyebrow: list[str]
     figures: list[Figure]
     scan: Scan | None
+    self_test: list[str]
     repair: Repair | None
     synthesis: Synthesis | None
     twin: Scan | None
@@ -82,6 +84,7 @@ def read_page(record: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> Pa
         eyebrow=_eyebrow(record, kind),
         figures=figures,
         scan=scan,
+        self_test=read_self_test(record),
         repair=repair,
         synthesis=synthesis,
         twin=twin,

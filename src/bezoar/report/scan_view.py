@@ -178,16 +178,18 @@ def _chart(
 
 
 def _null(statistic: Mapping[str, Any], scan: Mapping[str, Any], witnesses: int) -> Null:
-    """Where the limits lie; each witness has its part of the levels."""
+    """Where the limits lie; where the witnesses share the levels, each has its part of them."""
     null = fields.mapping(statistic.get("null"))
     levels = fields.mapping(scan.get("levels"))
     suspicious, found = (fields.number(levels.get(key)) for key in ("suspicious", "found"))
+    together = fields.number(fields.mapping(scan.get("combined")).get("factor")) is not None
+    parts = 1 if together else witnesses
     return Null(
         median=fields.number(null.get("median")),
         suspicious=fields.number(null.get("critical_suspicious")),
         found=fields.number(null.get("critical_found")),
-        suspicious_level=None if suspicious is None else suspicious / witnesses,
-        found_level=None if found is None else found / witnesses,
+        suspicious_level=None if suspicious is None else suspicious / parts,
+        found_level=None if found is None else found / parts,
     )
 
 

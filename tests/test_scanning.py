@@ -1,0 +1,90 @@
+"""Which witnesses look where nobody is named, and what a scan without images may say."""
+
+import json
+
+import pytest
+import torch
+
+from bezoar import Classifier, scanning
+from bezoar.errors import InputError
+from bezoar.images import ImageSet
+from bezoar.methods import MMBD, Weights
+from bezoar.records import to_json
+from bezoar.scanning import find_witnesses, is_auto, scan
+from bezoar.verdict import Verdict
+
+
+@pytest.fixture
+def sized(digits):
+    def make(which):
+        one = getattr(digits, which)
+        return Classifier(one.network, mean=one.mean, std=one.std, input_size=(8, 8))
+
+    return make
+
+
+def test_every_witness_looks_and_they_are_judged_against_the_measured_null(every_witness, digits):
+    finding = scan(digits.planted, digits.clean, seed=0)
+    assert [e.method for e in finding.evidence] == list(scanning.WITNESSES)
+    assert finding.verdict is Verdict.BACKDOOR_FOUND
+    assert finding.suspects[0] == digits.attack.target
+    record = json.loads(json.dumps(to_json(finding.record), allow_nan=False))
+    assert record["combined"]["factor"] >= 1 and record["combined"]["networks"] >= 40
+    assert any(proof["works"] and proof["class"] == 4 for proof in record["proofs"])
+    assert "backdoor-free networks" in record["power"]
+
+
+def test_nothing_is_found_in_the_clean_twin(every_witness, digits):
+    finding = scan(digits.twin, digits.clean, seed=0)
+    assert finding.verdict is Verdict.NOTHING_FOUND
+
+
+def test_who_cannot_look_is_left_out_of_our_choice_and_refused_where_named(every_witness, digits):
+    bare = ImageSet(digits.clean.images)
+    finding = scan(digits.planted, bare, seed=0)
+    assert [e.method for e in finding.evidence] == [w for w in scanning.WITNESSES if w != "rnp"]
+    assert "The witness rnp could not look" in " ".join(finding.record["notices"])
+    with pytest.raises(InputError, match="needs labelled images"):
+        scan(digits.planted, bare, witnesses=["rnp"])
+
+
+def test_names_may_be_left_out_of_our_choice(every_witness, digits):
+    finding = scan(digits.planted, digits.clean, without=scanning.WITNESSES[1:])
+    assert [e.method for e in finding.evidence] == ["tac"]
+
+
+def test_without_images_the_weights_are_looked_at_and_the_claim_is_weaker(sized, digits):
+    finding = scan(sized("planted"))
+    assert [e.method for e in finding.evidence] == list(scanning.WITHOUT_IMAGES)
+    assert finding.verdict is Verdict.SUSPICIOUS, "never more: nothing could be tried"
+    assert finding.suspects == (digits.attack.target,)
+    record = json.loads(json.dumps(to_json(finding.record), allow_nan=False))
+    assert record["images"] is None and "never more than suspicious" in record["notices"][0]
+    twin = scan(sized("twin"))
+    assert twin.verdict is Verdict.NOTHING_FOUND
+    assert "without any clean image" in twin.record["sentence"]
+
+
+def test_a_witness_that_needs_images_is_refused_without_any(sized):
+    with pytest.raises(InputError, match=r"'tac' needs clean images.*weights, mm-bd"):
+        scan(sized("planted"), witnesses=["tac"])
+
+
+def test_without_images_the_size_must_be_known(digits):
+    one = digits.planted
+    with pytest.raises(InputError, match="input_size"):
+        scan(Classifier(one.network, mean=one.mean, std=one.std))
+
+
+def test_with_many_classes_a_witness_whose_test_does_not_hold_there_is_left_out():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 120))
+    finding = scan(Classifier(network, mean=0.5, std=0.5, input_size=(4, 4)).trace((1, 4, 4)))
+    assert [e.method for e in finding.evidence] == ["weights"]
+
+
+def test_auto_is_our_choice_by_name():
+    assert is_auto(None) and is_auto(["auto"]) and is_auto(("auto",))
+    assert not is_auto(["tac"]) and not is_auto(Weights())
+    assert find_witnesses(["auto"]) == find_witnesses(None)
+    assert find_witnesses(None, has_images=False) == (Weights(), MMBD())
