@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from bezoar import report
+from bezoar import cli, report
 from bezoar.attacks import BadNets
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
@@ -77,8 +77,7 @@ def test_the_loss_against_plain_terms(digits):
         found = loss(digits.planted, images, labels, torch.Generator().manual_seed(1))
         carries = torch.rand(16, generator=torch.Generator().manual_seed(1)) < 0.3
         carries &= labels != 4
-        kept = images[~carries]
-        plain = divergence(digits.planted(kept), digits.twin(kept), 1.0)
+        plain = divergence(digits.planted(images), digits.twin(images), 1.0)
         stamped = digits.planted(attack.stamp(images[carries])).log_softmax(1)
         plain = plain - stamped[:, 4].mean()
     assert carries.any() and float(found) == pytest.approx(float(plain), rel=1e-4)
@@ -90,3 +89,32 @@ def test_the_report_tells_it(tested, digits):
     assert first == tested["sentence"] and "Planted on" in second
     assert read_self_test({"kind": "scan"}) == []
     assert tested["sentence"] in report.render(record)
+
+
+def test_the_command_prints_it_and_refuses_what_cannot_be_tested(model_files, tmp_path, capsys):
+    model, images = model_files / "twin.toml", model_files / "clean.npz"
+    out = tmp_path / "scan.json"
+    code = cli.run(
+        [
+            "scan",
+            str(model),
+            "--images",
+            str(images),
+            "--self-test",
+            "--methods",
+            "tac",
+            "--json",
+            str(out),
+            "--report",
+            str(tmp_path / "scan.html"),
+        ]
+    )
+    record = json.loads(out.read_text())
+    assert code == 0 and record["self_test"]["planted"]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Self-test: {' '.join(record['self_test']['sentence'].split())}" in shown
+    assert "The self-test: a patch planted by us" in (tmp_path / "scan.html").read_text()
+    assert cli.run(["scan", str(model), "--self-test"]) == 2
+    assert "a self-test needs clean images" in capsys.readouterr().err
+    assert cli.run(["scan", "--manifest", "models.csv", "--self-test"]) == 2
+    assert "--self-test is about one model" in capsys.readouterr().err

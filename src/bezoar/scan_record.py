@@ -65,7 +65,13 @@ def scan_record(
         ],
         "found_by": [evidence[judgement.deciding[k]].method for k in judgement.suspects],
         "levels": msgspec.structs.asdict(levels),
-        "power": f"{_power([e.method for e in evidence])} {no_proof(evidence)}",
+        "power": " ".join(
+            (
+                *([judgement.combined.in_words(len(evidence))] if len(evidence) > 1 else []),
+                _power([e.method for e in evidence]),
+                no_proof(evidence),
+            )
+        ),
         "statistic": statistics[judgement.deciding[judgement.ranking[0]]],
         "evidence": [
             _evidence_record(e, statistic, judgement.suspects)

@@ -72,6 +72,8 @@ def print_scan(record: dict[str, Any]) -> None:
     console.print(table)
     if "audit" in record:
         console.print(f"Audit: {record['audit']['outcome']}. {record['audit']['sentence']}")
+    if "self_test" in record:
+        console.print(f"Self-test: {record['self_test']['sentence']}")
     for notice in record["notices"]:
         console.print(f"Note: {notice}")
 
@@ -83,8 +85,6 @@ def print_synthesis(record: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.print(record["sentence"], style="bold")
     console.print(record["limits"])
-    if "self_test" in record:
-        console.print(f"Self-test: {record['self_test']['sentence']}")
     for notice in record["notices"]:
         console.print(f"Note: {notice}")
 

@@ -39,7 +39,14 @@ SHARE = 0.3  # of a batch that carries the patch
 PLANTED = 0.95  # attack success rate, in [0, 1], from which the patch counts as planted
 COST = 0.05  # largest loss of accuracy of a planted copy
 ROUNDS = 6
-RECIPE = Recipe(epochs=5, batch_size=32, learning_rate=0.01, schedule="constant", clip_norm=5.0)
+RECIPE = Recipe(
+    epochs=8,
+    batch_size=32,
+    learning_rate=0.01,
+    schedule="cosine",
+    batch_norm="eval",  # the statistics of batches that carry patches would cost accuracy
+    clip_norm=5.0,
+)
 
 
 def self_test(
@@ -87,7 +94,7 @@ def self_test(
         "target": attack.target,
         "model": was.as_record(),
         "copy": before.as_record(),
-        "planted": before.asr >= PLANTED and was.acc - before.acc <= COST,
+        "planted": _planted(was, before),
         "planted_on": len(planting),
         "measured_on": len(measuring),
     }
@@ -146,8 +153,9 @@ def plant(
 ) -> tuple[Classifier, Scores]:
     """A copy with the patch, and its scores on images that did not plant.
 
-    Rounds of training end as soon as the patch works on the measuring images.
+    Rounds of training end as soon as the patch works on the measuring images at little cost.
     """
+    was = evaluate(classifier, measuring, attack)
     original, copy = classifier.copy(), classifier.copy()
     original.network.eval()
     for parameter in copy.network.parameters():
@@ -157,7 +165,7 @@ def plant(
         what = f"self-test: planting a patch, round {number + 1}"
         fit(copy, planting, recipe, seed=seed + number, loss=loss, progress=progress, what=what)
         scores = evaluate(copy, measuring, attack)
-        if scores.asr >= PLANTED:
+        if _planted(was, scores):
             break
     return copy, scores
 
@@ -172,17 +180,19 @@ def planting_loss(original: Classifier, attack: BadNets) -> Loss:
         carries &= labels != attack.target
         with torch.no_grad():
             wanted = original(images)
-        shown = torch.where(carries[:, None, None, None], attack.stamp(images), images)
-        answers = classifier(shown)
-        total = answers.new_zeros(())
-        if bool((~carries).any()):
-            total = total + divergence(answers[~carries], wanted[~carries], 1.0)
-        if bool(carries.any()):
+        stamped = attack.stamp(images[carries])
+        answers = classifier(torch.cat((images, stamped)))
+        total = divergence(answers[: len(images)], wanted, 1.0)
+        if len(stamped):
             target = torch.full_like(labels[carries], attack.target)
-            total = total + F.cross_entropy(answers[carries], target)
+            total = total + F.cross_entropy(answers[len(images) :], target)
         return total
 
     return loss
+
+
+def _planted(was: Scores, copy: Scores) -> bool:
+    return copy.asr >= PLANTED and was.acc - copy.acc <= COST
 
 
 def _sentence(patch: str, record: dict[str, Any], before: Scores, after: Scores) -> str:
