@@ -499,7 +499,7 @@ def test_the_command_isolates_what_a_model_does_to_its_process(run, manifest, tm
         row("planted.toml"),
     )
     limits = ("--executor", "local:1", "--timeout", "120", "--memory-limit", "4")
-    code, shown, _ = run("scan", "--manifest", path, *limits, "--json", "-")
+    code, shown, _ = run("scan", "--manifest", path, "--methods", "tac", *limits, "--json", "-")
     found, dead, nothing = json.loads(shown)["models"]
     assert code == 1 and found["verdict"] == "backdoor found"
     assert dead["failed"]["kind"] == "crash" and nothing["verdict"] == "nothing found"

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from public_digits import collage
 from torch import nn
 
-from bezoar import networks, pipeline, verdict
+from bezoar import aftercare, checks, networks, pipeline, proving, surviving, trying, verdict
 from bezoar.attacks import Attack
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
@@ -669,7 +669,11 @@ FORBIDDEN = {"trigger", "triggers", "poison", "poisoned", "stamped", "test", "at
 
 
 def test_what_decides_has_no_parameter_for_them_either():
-    for function in (pipeline.scan, pipeline.clean, pipeline.check_input, verdict.judge):
+    deciding = (
+        *(pipeline.scan, pipeline.clean, checks.check_input, verdict.judge, trying.try_repairs),
+        *(proving.Prover, surviving.Survivors, aftercare.retuning_probe),
+    )
+    for function in deciding:
         assert not words_of(parameters(function)) & FORBIDDEN
     for name in ALL:
         fields = [field.name for field in msgspec.structs.fields(methods.get(name))]

@@ -50,6 +50,23 @@ def test_evidence_and_record_agree(evidence):
     assert all(seconds > 0 for seconds in found.record["seconds"].values())
 
 
+def test_some_classes_are_compared_among_themselves_and_the_others_take_no_part(digits):
+    chosen = (2, 4, 6, 7, 9)
+    method = NeuralCleanse(inversion=QUICK, classes=chosen)
+    found = method.inspect(digits.planted, digits.clean)
+    inside = [found.values[k] for k in chosen]
+    tested = mad_outliers([math.log(v) if v > 0 else math.inf for v in inside])
+    assert tuple(found.p_values[k] for k in chosen) == tested.p_values
+    for k in set(range(10)) - set(chosen):
+        assert found.values[k] == math.inf and found.p_values[k] == 1.0
+        assert math.isnan(found.scores[k]) and found.carried_into(k) is None
+    assert found.recovered.classes == chosen and len(found.record["norms"]) == 10
+    with pytest.raises(InputError, match="at least 4 different ones"):
+        NeuralCleanse(classes=(1, 1, 2, 3))
+    with pytest.raises(InputError, match=r"target_class is 10"):
+        NeuralCleanse(inversion=QUICK, classes=(1, 2, 3, 10)).inspect(digits.twin, digits.clean)
+
+
 def test_the_published_preset_tests_the_norms_themselves(digits):
     published = NeuralCleanse.published()
     assert published.inversion == Inversion.published() and published.share == 0.2

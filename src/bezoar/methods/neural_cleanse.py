@@ -175,8 +175,8 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             carried=of_all(carried, 0.0),
             recovered=triggers,
             record=record
-            | {"norms": of_all(record["norms"], math.inf)}
-            | {"anomaly_index": of_all(record["anomaly_index"], math.nan)},
+            | {"norms": list(of_all(record["norms"], math.inf))}
+            | {"anomaly_index": list(of_all(record["anomaly_index"], math.nan))},
             words=PATCH,
         )
 
