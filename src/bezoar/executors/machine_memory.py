@@ -14,7 +14,7 @@ _GROUPS = tuple(
 def machine_memory() -> int | None:
     """Bytes that the machine has, or the container where that is less; None if nobody says."""
     limits = []
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(AttributeError, OSError, ValueError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for path in _GROUPS:
         with contextlib.suppress(OSError, ValueError):  # ValueError: "max", which is no limit
