@@ -10,12 +10,13 @@ import safetensors.torch
 import torch
 from ray_import import import_ray
 
-from bezoar import networks, scanning
+from bezoar import networks, pipeline, scanning
 from bezoar.attacks import Attack, BadNets
 from bezoar.classifier import Classifier
 from bezoar.demo import DIGITS_RECIPE, load_digits
 from bezoar.images import ImageSet
 from bezoar.training import fit
+from bezoar.trying import plan_for
 
 
 def pytest_addoption(parser):
@@ -32,12 +33,20 @@ def pytest_collection_modifyitems(config, items):
 EVERY_WITNESS = scanning.WITNESSES
 
 
+def one_repair(suspects, found_by=None):
+    """Of what ``clean`` tries, the unlearning of a patch alone."""
+    return tuple(steps for steps in plan_for(suspects) if steps[0].name == "neural-cleanse")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_witness():
-    """A scan that nobody is named for asks TAC alone: the others take seconds, even on digits."""
-    scanning.WITNESSES = ("tac",)
+    """A scan that nobody is named for asks TAC alone, and ``clean`` tries one repair.
+
+    All of them take seconds, even on digits; ``test_scanning`` and ``test_trying`` use them.
+    """
+    scanning.WITNESSES, pipeline.plan_for = ("tac",), one_repair
     yield
-    scanning.WITNESSES = EVERY_WITNESS
+    scanning.WITNESSES, pipeline.plan_for = EVERY_WITNESS, plan_for
 
 
 @pytest.fixture
