@@ -212,7 +212,7 @@ def test_children_die_with_the_parent(tmp_path, how, local):
         child, grandchild = map(int, pid_file.read_text().split())
         assert alive(child)
         parent.send_signal(how)
-        parent.wait(timeout=20)
+        parent.wait(timeout=60)
         wait_until(lambda: not alive(child))
         if how == signal.SIGINT:
             wait_until(lambda: not alive(grandchild))
