@@ -2,18 +2,25 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from bezoar import cli, report
+from bezoar import self_test as self_test_module
 from bezoar.attacks import BadNets
+from bezoar.classifier import Classifier
+from bezoar.demo import DIGITS_RECIPE
 from bezoar.errors import InputError
+from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
 from bezoar.methods.distilling import divergence
+from bezoar.planting import PLANTED, RECIPE, plant, planting_loss, trigger, works
 from bezoar.records import to_json
 from bezoar.report.self_test_view import read_self_test
-from bezoar.self_test import PLANTED, planting_loss, self_test, trigger
-from bezoar.training import Recipe
+from bezoar.self_test import parts, self_test
+from bezoar.training import Recipe, fit
 
 IDLE = Recipe(epochs=1, batch_size=32, learning_rate=1e-7, schedule="constant")
 
@@ -29,6 +36,7 @@ def test_a_planted_patch_is_found_and_removed(tested):
     assert tested["found"] and tested["rank"] == 1
     assert tested["accepted"] and tested["cleaned"]["asr"]["value"] <= 0.3
     assert tested["sentence"].startswith("On a copy of this model with a 2x2 patch for class ")
+    assert "came first (p " in tested["sentence"] and ") and was flagged." in tested["sentence"]
     assert "Cleaning took the attack success rate from" in tested["sentence"]
     json.dumps(to_json(tested), allow_nan=False)
 
@@ -39,9 +47,73 @@ def test_what_could_not_be_planted_is_told_and_nothing_is_claimed(digits):
     assert "could not plant" in found["sentence"] and "says nothing" in found["sentence"]
 
 
-def test_planting_and_measuring_images_are_apart(tested, digits):
-    assert tested["planted_on"] + tested["measured_on"] == len(digits.clean)
-    assert tested["copy"]["acc"]["count"] == tested["measured_on"]
+def test_no_image_that_measures_trains_the_planting_or_goes_to_the_cleaning(digits, monkeypatch):
+    given = []
+
+    def spying(name):
+        real = getattr(self_test_module, name)
+
+        def spy(*args, **kwargs):
+            given.append({image.numpy().tobytes() for image in args[1].images})
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(self_test_module, name, spy)
+
+    spying("plant")
+    spying("clean_model")
+    found = self_test(digits.twin, digits.clean, seed=3)
+    _, measuring = parts(digits.clean, seed=3)
+    assert len(given) == 2
+    assert not {image.numpy().tobytes() for image in measuring.images} & (given[0] | given[1])
+    assert found["planted_on"] + found["measured_on"] == len(digits.clean)
+    assert found["copy"]["acc"]["count"] == found["measured_on"] == len(measuring)
+
+
+def test_as_little_of_the_change_is_kept_as_the_patch_needs(tested):
+    how = tested["planting"]
+    assert how["attempts"] == 1 and how["learning_rate"] == RECIPE.learning_rate
+    assert how["kept"] < 1, "the patch of digits is planted with room to spare"
+    assert tested["copy"]["asr"]["value"] >= PLANTED
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_a_frozen_network_of_any_norm_can_be_planted_and_stays_frozen(digits, norm):
+    torch.manual_seed(2)
+    network = nn.Sequential(
+        nn.Conv2d(1, 24, 3, padding=1),
+        {"batch": nn.BatchNorm2d(24), "group": nn.GroupNorm(4, 24), "none": nn.Identity()}[norm],
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24 * 64, 10),
+    )
+    classifier = Classifier(network, mean=0.3, std=0.35)
+    fit(classifier, digits.train, DIGITS_RECIPE, seed=2)
+    network.requires_grad_(False)
+    known, measuring = parts(digits.clean, seed=2)
+    attack = trigger(classifier, digits.clean, seed=2, avoid=())
+    was = evaluate(classifier, measuring, attack)
+    _, scores, how = plant(classifier, known, measuring, attack, was, seed=2)
+    assert works(was, scores), how
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_planting_that_diverges_is_told_and_ends_nothing(digits):
+    wild = Recipe(epochs=2, batch_size=32, learning_rate=1e30, schedule="constant")
+    found = self_test(digits.twin, digits.clean, seed=3, recipe=wild)
+    assert not found["planted"] and "diverged" in found["planting"]["diverged"]
+    assert found["copy"] == found["model"] and "could not plant" in found["sentence"]
+
+
+def test_a_copy_of_a_suspected_model_is_said_to_have_both(digits):
+    found = self_test(digits.planted, digits.clean, seed=3, avoid=[4])
+    assert found["planted"] and found["target"] != 4
+    assert "also has what makes the model itself suspected (class 4)" in found["sentence"]
+
+
+def test_a_model_with_every_class_suspected_gets_a_sentence_and_no_error(digits):
+    found = self_test(digits.twin, digits.clean, avoid=range(10))
+    assert not found["planted"] and "every class of this model is suspected" in found["sentence"]
+    assert read_self_test({"self_test": found}) == [found["sentence"]]
 
 
 def test_the_caller_s_model_stays_and_a_seed_repeats_the_planting(digits):
@@ -64,7 +136,7 @@ def test_images_without_labels_and_too_few_images_are_refused(digits):
     with pytest.raises(InputError, match="self-test needs labelled images"):
         self_test(digits.twin, ImageSet(digits.clean.images))
     one_each = [int(torch.nonzero(digits.clean.labels == k)[0]) for k in range(10)]
-    with pytest.raises(InputError, match="at least two images of each class"):
+    with pytest.raises(InputError, match="at least three images of each class"):
         self_test(digits.twin, digits.clean.subset(one_each))
 
 
@@ -75,7 +147,7 @@ def test_the_loss_against_plain_terms(digits):
     labels = digits.clean.labels[:16]
     with digits.planted.evaluating(), digits.twin.evaluating(), torch.no_grad():
         found = loss(digits.planted, images, labels, torch.Generator().manual_seed(1))
-        carries = torch.rand(16, generator=torch.Generator().manual_seed(1)) < 0.3
+        carries = torch.rand(16, generator=torch.Generator().manual_seed(1)) < 0.5
         carries &= labels != 4
         plain = divergence(digits.planted(images), digits.twin(images), 1.0)
         stamped = digits.planted(attack.stamp(images[carries])).log_softmax(1)
@@ -86,7 +158,7 @@ def test_the_loss_against_plain_terms(digits):
 def test_the_report_tells_it(tested, digits):
     record = {"kind": "scan", "self_test": tested}
     first, second = read_self_test(record)
-    assert first == tested["sentence"] and "Planted on" in second
+    assert first == tested["sentence"] and "Planted, scanned and cleaned with" in second
     assert read_self_test({"kind": "scan"}) == []
     assert tested["sentence"] in report.render(record)
 
@@ -114,6 +186,10 @@ def test_the_command_prints_it_and_refuses_what_cannot_be_tested(model_files, tm
     shown = " ".join(capsys.readouterr().out.split())
     assert f"Self-test: {' '.join(record['self_test']['sentence'].split())}" in shown
     assert "The self-test: a patch planted by us" in (tmp_path / "scan.html").read_text()
+    unlabelled = tmp_path / "unlabelled.npz"
+    np.savez(unlabelled, images=np.load(images)["images"])
+    assert cli.run(["scan", str(model), "--images", str(unlabelled), "--self-test"]) == 2
+    assert "the self-test needs labelled images" in capsys.readouterr().err
     assert cli.run(["scan", str(model), "--self-test"]) == 2
     assert "a self-test needs clean images" in capsys.readouterr().err
     assert cli.run(["scan", "--manifest", "models.csv", "--self-test"]) == 2

@@ -1,51 +1,37 @@
 """Plant and find: would this scan have seen a backdoor in *this* model, and cleaning removed it?
 
 A measured power comes from other networks. Here a known patch is planted in a copy of the user's
-own model, by a short fine-tuning on a part of the clean images, and the copy goes through
-``clean``, which scans it first, with the same images and settings as the model itself. The patch
-and its class are used afterwards, on images that the planting did not see:
-
-    L = KL(f_0(x) || f(x)) + CE(f(A(x)), t)        f_0 the model, A the patch, t the planted class
-
-The first term keeps the copy what the model is; the second plants. This is the one place where a
-trigger and a scan meet; the scan is given neither (ours).
+own model, by a short fine-tuning on a part of the clean images. The copy goes through ``clean``,
+which scans it first, with the settings of the model's own scan and the same part of the images.
+The rest trains nothing and is kept from scan and cleaning: it says when the patch is planted, and
+measures with the patch what is left of it. This is the one place where a trigger and a scan meet;
+the scan is given no trigger (ours).
 
 What it shows is power against a small patch of this kind, planted by a short fine-tuning. A real
 attacker trains from the start and may have chosen another trigger; those are often harder to see.
+The images that the copy was planted with are those of its scan, so that the scan has as many as
+possible, which may help it a little.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from bezoar.attacks import BadNets
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import Scores, evaluate
 from bezoar.images import ImageSet
-from bezoar.methods.distilling import divergence
 from bezoar.pipeline import clean as clean_model
+from bezoar.planting import RECIPE, plant, trigger, works
 from bezoar.scanning import Witnesses
-from bezoar.training import Loss, Progress, Recipe, fit, no_progress
+from bezoar.training import Progress, Recipe, no_progress
 
-PLANTING = 0.6  # share of the images that plant; the others measure
-SHARE = 0.3  # of a batch that carries the patch
-PLANTED = 0.95  # attack success rate, in [0, 1], from which the patch counts as planted
-COST = 0.05  # largest loss of accuracy of a planted copy
-ROUNDS = 6
-RECIPE = Recipe(
-    epochs=8,
-    batch_size=32,
-    learning_rate=0.01,
-    schedule="cosine",
-    batch_norm="eval",  # the statistics of batches that carry patches would cost accuracy
-    clip_norm=5.0,
+PLANTING = 0.7  # share of the images that plant, scan and clean; the others measure
+ALL_SUSPECTED = (
+    "The self-test planted nothing: every class of this model is suspected, and none is left to "
+    "plant a patch for. So it says nothing about the scan."
 )
 
 
@@ -67,141 +53,105 @@ def self_test(
         seed: of the class, the planting and everything after it.
         witnesses: who looks, as in the scan.
         avoid: classes that are not planted, such as those that the model's own scan suspects.
-        recipe: of one round of planting.
+        recipe: of the first attempt to plant.
         progress: called with what is done and its share.
 
     Returns:
         The record: ``planted``, ``found``, the figures and a ``sentence``.
 
     Raises:
-        InputError: no labels, too few images, or no class is left to plant.
+        InputError: no labels, or too few images (see ``parts``).
     """
     started = time.perf_counter()
-    images.require_labels("the self-test")
     classifier.trace(images.shape)
-    planting, measuring = images.split(PLANTING, seed=seed)
-    if not len(measuring):
-        raise InputError(
-            f"there are {len(images)} clean images, one of each class, and the self-test needs "
-            "some to plant with and others to measure; give at least two images of each class"
-        )
+    known, measuring = parts(images, seed=seed)
+    record: dict[str, Any] = {"planted_on": len(known), "measured_on": len(measuring)}
+    if not set(range(classifier.num_classes)) - set(avoid):
+        record |= {"planted": False, "sentence": ALL_SUSPECTED}
+        return record | {"seconds": {"total": time.perf_counter() - started}}
     attack = trigger(classifier, images, seed=seed, avoid=avoid)
-    name = classifier.classes[attack.target]
-    planted, before = plant(classifier, planting, measuring, attack, recipe, seed, progress)
     was = evaluate(classifier, measuring, attack)
-    record: dict[str, Any] = {
+    planted, before, how = plant(classifier, known, measuring, attack, was, recipe, seed, progress)
+    planting_seconds = time.perf_counter() - started
+    record |= {
         "trigger": {"name": attack.name, "size": attack.size, "position": attack.position},
         "target": attack.target,
+        "planting": how,
         "model": was.as_record(),
         "copy": before.as_record(),
-        "planted": _planted(was, before),
-        "planted_on": len(planting),
-        "measured_on": len(measuring),
+        "planted": works(was, before),
     }
-    patch = f"a {attack.size}x{attack.size} patch for class {name}"
-    if not record["planted"]:
+    patch = f"a {attack.size}x{attack.size} patch for class {classifier.classes[attack.target]}"
+    shared = [classifier.classes[k] for k in avoid]
+    if record["planted"]:
+        repair = clean_model(planted, known, seed=seed, witnesses=witnesses, progress=progress)
+        kept = repair.classifier if repair.record["accepted"] else planted
+        after = evaluate(kept, measuring, attack)
+        record |= _seen(repair.record, attack.target) | {"cleaned": after.as_record()}
+        record["sentence"] = _sentence(patch, record, before, after, shared)
+    else:
         record["sentence"] = (
             f"The self-test could not plant {patch} in a copy of this model: its success rate is "
             f"{_percent(before.asr)}, accuracy went from {_percent(was.acc)} to "
             f"{_percent(before.acc)}. So it says nothing about the scan."
         )
-        return record | {"seconds": {"total": time.perf_counter() - started}}
-    repair = clean_model(planted, images, seed=seed, witnesses=witnesses, progress=progress)
-    scan = repair.record["scan"]
-    kept = repair.classifier if repair.record["accepted"] else planted
-    after = evaluate(kept, measuring, attack)
-    trials, which = repair.record.get("trials", []), repair.record.get("kept")
-    record |= {
-        "verdict": scan["verdict"],
-        "rank": scan["ranking"].index(attack.target) + 1,
-        "p": scan["p_values"][attack.target],
-        "found": attack.target in scan["suspects"],
-        "untouched": repair.record["untouched"],
-        "accepted": repair.record["accepted"],
-        "steps": trials[which]["steps"] if which is not None else [],
-        "cleaned": after.as_record(),
-    }
-    record["sentence"] = _sentence(patch, record, before, after)
-    return record | {"seconds": {"total": time.perf_counter() - started}}
+    seconds = {"planting": planting_seconds, "total": time.perf_counter() - started}
+    return record | {"seconds": seconds}
 
 
-def trigger(
-    classifier: Classifier, images: ImageSet, *, seed: int, avoid: Collection[int]
-) -> BadNets:
-    """A patch in a corner, about a tenth of the side, for a class that is drawn.
+def parts(images: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The images that plant, scan and clean, and those that measure.
 
     Raises:
-        InputError: every class is to be avoided.
+        InputError: no labels, or too few images.
     """
-    left = [k for k in range(classifier.num_classes) if k not in avoid]
-    if not left:
-        raise InputError("no class is left to plant a patch for: all are suspected already")
-    generator = torch.Generator().manual_seed(seed)
-    target = left[int(torch.randint(len(left), (1,), generator=generator))]
-    side = min(images.shape[1:])
-    return BadNets(target=target, size=min(side, max(2, round(side / 10))))
+    images.require_labels("the self-test")
+    known, measuring = images.split(PLANTING, seed=seed)
+    # ``clean`` divides once more
+    if not len(measuring) or not len(known.split(0.5, seed=seed)[1]):
+        raise InputError(
+            f"there are {len(images)} clean images, and the self-test needs some to plant and to "
+            "clean with and others to measure; give at least three images of each class"
+        )
+    return known, measuring
 
 
-def plant(
-    classifier: Classifier,
-    planting: ImageSet,
-    measuring: ImageSet,
-    attack: BadNets,
-    recipe: Recipe,
-    seed: int,
-    progress: Progress = no_progress,
-) -> tuple[Classifier, Scores]:
-    """A copy with the patch, and its scores on images that did not plant.
-
-    Rounds of training end as soon as the patch works on the measuring images at little cost.
-    """
-    was = evaluate(classifier, measuring, attack)
-    original, copy = classifier.copy(), classifier.copy()
-    original.network.eval()
-    for parameter in copy.network.parameters():
-        parameter.requires_grad_(True)
-    loss = planting_loss(original, attack)
-    for number in range(ROUNDS):
-        what = f"self-test: planting a patch, round {number + 1}"
-        fit(copy, planting, recipe, seed=seed + number, loss=loss, progress=progress, what=what)
-        scores = evaluate(copy, measuring, attack)
-        if _planted(was, scores):
-            break
-    return copy, scores
+def _seen(record: dict[str, Any], target: int) -> dict[str, Any]:
+    """What the scan and the cleaning of the copy say, of the planted class."""
+    scan, which = record["scan"], record.get("kept")
+    return {
+        "verdict": scan["verdict"],
+        "rank": scan["ranking"].index(target) + 1,
+        "p": scan["p_values"][target],
+        "found": target in scan["suspects"],
+        "recovered": [proof for proof in scan["proofs"] if proof["class"] == target],
+        "untouched": record["untouched"],
+        "accepted": record["accepted"],
+        "steps": record["trials"][which]["steps"] if which is not None else [],
+    }
 
 
-def planting_loss(original: Classifier, attack: BadNets) -> Loss:
-    """The loss above; the patch is put on after the augmentation, so that it stays whole."""
-
-    def loss(
-        classifier: Classifier, images: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        carries = torch.rand(len(images), generator=generator).to(images.device) < SHARE
-        carries &= labels != attack.target
-        with torch.no_grad():
-            wanted = original(images)
-        stamped = attack.stamp(images[carries])
-        answers = classifier(torch.cat((images, stamped)))
-        total = divergence(answers[: len(images)], wanted, 1.0)
-        if len(stamped):
-            target = torch.full_like(labels[carries], attack.target)
-            total = total + F.cross_entropy(answers[len(images) :], target)
-        return total
-
-    return loss
-
-
-def _planted(was: Scores, copy: Scores) -> bool:
-    return copy.asr >= PLANTED and was.acc - copy.acc <= COST
-
-
-def _sentence(patch: str, record: dict[str, Any], before: Scores, after: Scores) -> str:
+def _sentence(
+    patch: str, record: dict[str, Any], before: Scores, after: Scores, shared: Sequence[str]
+) -> str:
     p = record["p"]
     shown = "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
     told = (
         f"On a copy of this model with {patch}, planted by us, this scan said: "
-        f"{record['verdict']}; that class came {_place(record['rank'])} ({shown}). "
+        f"{record['verdict']}; that class came {_place(record['rank'])} ({shown}) and was "
+        f"{'' if record['found'] else 'not '}flagged. "
     )
+    if shared:
+        told += (
+            "The copy also has what makes the model itself suspected "
+            f"(class{'es' if len(shared) > 1 else ''} {', '.join(shared)}). "
+        )
+    if record["recovered"]:
+        best = max(record["recovered"], key=lambda proof: proof["carried"])
+        told += (
+            f"What {best['method']} recovered for it carries {_percent(best['carried'])} of "
+            "the images that it was tried on. "
+        )
     if record["untouched"]:
         return f"{told}So cleaning left the copy as it was: the scan would have missed this patch."
     success = f"from {_percent(before.asr)} to {_percent(after.asr)}"

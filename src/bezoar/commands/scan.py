@@ -91,7 +91,7 @@ class Scan(Common, Model, Reading, ManyModels):
         pipeline.find_witnesses(self.methods, has_images=self.images is not None)
         loaded, images = load(one, outputs=(self.report, self.json, self.sarif))
         if self.self_test and images is not None:
-            images.require_labels("--self-test")
+            self_test.parts(images, seed=self.seed)  # refuses too few before any work
         with progress_bar(self.silent) as progress:
             how: dict[str, Any] = {
                 "seed": self.seed,

@@ -16,9 +16,10 @@ def read_self_test(record: Mapping[str, Any]) -> list[str]:
         return []
     planting, measuring = (fields.index(test.get(k)) for k in ("planted_on", "measured_on"))
     told = [sentence]
-    if planting is not None and measuring is not None:
+    if "target" in test and planting is not None and measuring is not None:
         told.append(
-            f"Planted on {planting} of the clean images, measured on the other {measuring}. It "
-            "shows the power against a small patch of this kind; others can be harder to see."
+            f"Planted, scanned and cleaned with {planting} of the clean images; the success rate "
+            f"and the accuracy are those on the other {measuring}. It shows the power against a "
+            "small patch of this kind; others can be harder to see."
         )
     return told
