@@ -186,7 +186,11 @@ def test_an_error_in_the_progress_callback_kills_the_children_and_is_raised(loca
 
 
 PARENT = """
+import signal
 import sys
+
+# What a shell starts in the background ignores interrupts, and so would this process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 import executor_tasks
 from bezoar.executors import LocalExecutor, Task
@@ -212,7 +216,7 @@ def test_children_die_with_the_parent(tmp_path, how, local):
         child, grandchild = map(int, pid_file.read_text().split())
         assert alive(child)
         parent.send_signal(how)
-        parent.wait(timeout=60)
+        parent.wait(timeout=20)
         wait_until(lambda: not alive(child))
         if how == signal.SIGINT:
             wait_until(lambda: not alive(grandchild))
