@@ -12,7 +12,6 @@ of the repairs was chosen on the pool's development half. Each run is written to
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 import tyro
 from automatic_looking import look
+from measured_models import third_party_names
 from pool_methods import POOL
 
 import bezoar
@@ -63,8 +63,7 @@ def subjects(options: Options) -> Iterator[tuple[str, str, int]]:
                 entries = open_pool(POOL).half(options.half)
                 names = [e.name for e in entries if e.status in ("clean", "backdoored")]
             else:
-                folders = sorted((Path(os.environ["BEZOAR_DATA"]) / "models").iterdir())
-                names = [f.name for f in folders if (f / "model.json").exists()]
+                names = third_party_names()
             yield from ((kind, n, seed) for n in names if not options.models or n in options.models)
 
 

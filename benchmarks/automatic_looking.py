@@ -5,61 +5,25 @@ The task that ``automatic.py`` runs many times.
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
-import third_party
 import torch
+from measured_models import MODELS
 from null_networks import CLEAN_IMAGES
-from pool_methods import POOL, clean_accuracy, parts
+from pool_methods import clean_accuracy
 
-from bezoar.attacks import Attack, StoredPattern
-from bezoar.classifier import Classifier
 from bezoar.evaluation import compare, evaluate
 from bezoar.executors import report
-from bezoar.images import ImageSet
 from bezoar.pipeline import clean
-from bezoar.pools import open_pool
-
-
-def subject(
-    kind: str, name: str, seed: int
-) -> tuple[Classifier, ImageSet, ImageSet, Attack | None, dict[str, Any]]:
-    """A network, clean and test images, its trigger or None, and what is known of it."""
-    if kind == "pool":
-        pool = open_pool(POOL)
-        halves = ("development", "held-out")
-        entry = next(e for half in halves for e in pool.half(half) if e.name == name)
-        rest, test = parts(entry.data)
-        facts = {"half": entry.half, "status": entry.status, "target": entry.target}
-        attack = pool.attack(entry) if entry.attack else None
-        known = rest.sample(CLEAN_IMAGES, seed=seed)
-        return pool.load(entry).classifier, known, test, attack, facts | {"attack": entry.attack}
-    root = Path(os.environ["BEZOAR_DATA"])
-    folder = root / "models" / name
-    loaded, facts = third_party.load(folder)
-    everything = third_party.test_images(root, facts)
-    known, test = everything.split(CLEAN_IMAGES / len(everything), seed=seed)
-    bad = facts["backdoored"]
-    attack = None
-    if bad:
-        attack = StoredPattern(file=str(folder / "trigger.npy"), target=facts["attack"]["target"])
-    told = {
-        "half": "third-party",
-        "status": "backdoored" if bad else "clean",
-        "target": facts["attack"]["target"] if bad else None,
-        "attack": facts["attack"]["kind"] if bad else None,
-    }
-    return loaded.classifier, known, test, attack, told
 
 
 def look(*, kind: str, name: str, seed: int, precaution: bool = False) -> dict[str, Any]:
     """Cleans one model and measures it."""
     torch.set_num_threads(1)
     report("reading", 0.0)
-    classifier, known, test, attack, facts = subject(kind, name, seed)
+    one = MODELS[kind](name, CLEAN_IMAGES, seed)
+    classifier, known, test, attack = one.classifier, one.clean, one.test, one.attack
     started, used = time.perf_counter(), time.process_time()
     repair = clean(classifier, known, seed=seed, precaution=precaution, progress=report)
     record = repair.record
@@ -85,7 +49,7 @@ def look(*, kind: str, name: str, seed: int, precaution: bool = False) -> dict[s
         "kept": record.get("kept"),
         "rescan": record["rescan"]["verdict"] if record.get("rescan") else None,
         "aftercare": record.get("aftercare"),
-    } | facts
+    } | one.facts
     # What was not accepted is not written, so the user keeps the model as it was.
     kept = repair.classifier if record["accepted"] else classifier
     if attack is None:

@@ -25,16 +25,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import false_alarms
-import msgspec
 import third_party
 import torch
 import tyro
-from pool_methods import POOL, clean_accuracy, parts
+from null_networks import CLEAN_IMAGES, null_network
+from pool_methods import POOL, parts
 
 import bezoar
-from bezoar import networks
 from bezoar.classifier import Classifier
-from bezoar.datasets import open_dataset
 from bezoar.images import ImageSet
 from bezoar.methods import BtiDbf
 from bezoar.methods.bti_dbf_generators import GeneratorInversion
@@ -42,27 +40,11 @@ from bezoar.methods.bti_dbf_strength import null_strengths, strength_test
 from bezoar.metrics import auroc, rate
 from bezoar.pools import open_pool
 from bezoar.records import to_json, write_text
-from bezoar.training import Recipe, fit
 
 RESULTS = Path(__file__).parent / "results" / "bti_dbf_detection.json"
 NULL = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "bti_dbf_null.json"
 NULL_SEED, DIGITS_SEED = 6000, 7000
-KINDS = (
-    ("resnet-8", {"width": 8}),
-    ("small-cnn", {"channels": 3, "width": 32}),
-    ("resnet-8", {"width": 12}),
-)
 TASKS = ("cifar10", "gtsrb", "twelve signs")
-TRAINING_IMAGES, CLEAN_IMAGES = 8000, 500
-RECIPE = Recipe(
-    epochs=6,
-    batch_size=64,
-    learning_rate=0.05,
-    schedule="one-cycle",
-    crop_padding=2,
-    label_smoothing=0.1,
-    clip_norm=5.0,
-)
 
 
 @dataclass
@@ -92,55 +74,6 @@ class Options:
     keep: Path | None = None
     constraint: Literal["scaled", "switch"] = "scaled"
     threads: int = 1
-
-
-def task(name: str) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Images to train on, those that clean images are drawn from, and test images."""
-    data = "cifar10" if name == "cifar10" else "gtsrb"
-    found = (open_dataset(data, "train"), *parts(data))
-    if name != "twelve signs":
-        return found
-    train, rest, test = map(twelve, found)
-    return train, rest, test
-
-
-def twelve(images: ImageSet) -> ImageSet:
-    """The first twelve classes."""
-    labels = images.require_labels("choosing classes")
-    return images.subset(torch.nonzero(labels < 12).flatten())
-
-
-def null_network(number: int, keep: Path | None) -> tuple[Classifier, ImageSet, dict[str, Any]]:
-    """A backdoor-free network, its clean images and its facts."""
-    seed = NULL_SEED + number
-    name, (kind, arguments) = TASKS[number % 3], KINDS[number // 3 % 3]
-    train, rest, test = task(name)
-    train = train.sample(TRAINING_IMAGES, seed=seed)
-    classes = int(train.require_labels("training").max()) + 1
-    pixels = train.images.float() / 255
-    mean = tuple(pixels.mean((0, 2, 3)).tolist())
-    std = tuple(pixels.std((0, 2, 3)).tolist())
-    torch.manual_seed(seed)
-    network = networks.build(kind, num_classes=classes, **arguments)
-    classifier = Classifier(network, mean=mean, std=std)
-    kept = keep and keep / f"{seed}.pt"
-    if kept and kept.exists():
-        network.load_state_dict(torch.load(kept, weights_only=True))
-        network.eval()
-    else:
-        epochs = 12 if name == "gtsrb" else RECIPE.epochs  # 43 classes are learned more slowly
-        fit(classifier, train, msgspec.structs.replace(RECIPE, epochs=epochs), seed=seed)
-    if kept and not kept.exists():
-        torch.save(network.state_dict(), kept)
-    clean = rest.sample(CLEAN_IMAGES, seed=seed)
-    facts = {
-        "kind": "null",
-        "task": name,
-        "network": f"{kind} {arguments.get('width', '')}".strip(),
-        "seed": seed,
-        "acc": clean_accuracy(classifier, test)["value"],
-    }
-    return classifier, clean, facts
 
 
 def look(
@@ -193,9 +126,7 @@ def pool_models(options: Options) -> Iterator[tuple[dict[str, Any], Classifier, 
 def third_party_models(options: Options) -> Iterator[tuple[dict[str, Any], Classifier, ImageSet]]:
     """The third-party checkpoints."""
     root = Path(os.environ["BEZOAR_DATA"])
-    for folder in sorted((root / "models").iterdir()):
-        if not (folder / "model.json").exists():
-            continue
+    for folder in third_party.checkpoints(root):
         loaded, known = third_party.load(folder)
         everything = third_party.test_images(root, known)
         for seed in options.seeds:
@@ -300,8 +231,10 @@ def main(options: Options) -> None:
             print(row, flush=True)
     if "null" in options.parts:
         for number in range(len(done["null"]), options.null):
-            classifier, clean, facts = null_network(number, options.keep)
-            row = facts | look(classifier, clean, facts["seed"])
+            classifier, clean, facts = null_network(
+                TASKS[number % 3], NULL_SEED + number, options.keep, kind=number // 3
+            )
+            row = {"kind": "null"} | facts | look(classifier, clean, facts["seed"])
             done["null"].append(row)
             save()
             print(row, flush=True)

@@ -36,7 +36,7 @@ import msgspec
 import torch
 import tyro
 from pool_methods import FAMILIES, clean_accuracy, parts, spread
-from third_party import load, test_images
+from third_party import checkpoints, load, test_images
 
 import bezoar
 from bezoar.attacks import Attack, StoredPattern
@@ -236,9 +236,7 @@ def suspects(options: Options) -> Iterator[Suspect]:
         return not options.models or any(part in name for part in options.models)
 
     if options.half == THIRD_PARTY:
-        for folder in sorted((root / "models").iterdir()):
-            if not (folder / "model.json").exists() or not wanted(folder.name):
-                continue
+        for folder in filter(lambda f: wanted(f.name), checkpoints(root)):
             loaded, facts = load(folder)
             everything = test_images(root, facts)
             test, clean = everything.split(TEST_IMAGES / len(everything), seed=12345)

@@ -114,17 +114,18 @@ def pairs(digits: ImageSet, count: int, *, seed: int) -> ImageSet:
 
 
 def null_network(
-    task: str, number: int, keep: Path | None = None
+    task: str, number: int, keep: Path | None = None, *, kind: int | None = None
 ) -> tuple[Classifier, ImageSet, dict[str, Any]]:
     """A network without a backdoor, at most 500 clean images for it, and its facts.
 
     Args:
         task: one of ``TASKS``.
-        number: its seed, of all that is drawn; the kinds take turns.
+        number: its seed, of all that is drawn.
         keep: a folder where trained networks are kept, and taken from where they are there.
+        kind: which of the task's networks; by default they take turns.
     """
     how = TASKS[task]
-    name, arguments = how.kinds[number % len(how.kinds)]
+    name, arguments = how.kinds[(number if kind is None else kind) % len(how.kinds)]
     train, rest, test = image_sets(task, number)
     train = train.sample(min(how.images, len(train)), seed=number)
     classes = int(train.require_labels("counting classes").max()) + 1

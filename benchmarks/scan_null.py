@@ -14,7 +14,6 @@ is missing. From the null networks and the backdoor-free ones of the development
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from measured_models import third_party_names
 from pool_methods import POOL
 from witness_looking import look
 
@@ -67,9 +67,7 @@ def subjects(options: Options) -> Iterator[tuple[str, str, int]]:
             for half in options.half:
                 yield from (("pool", entry.name, 0) for entry in pool.half(half))
         else:
-            for folder in sorted((Path(os.environ["BEZOAR_DATA"]) / "models").iterdir()):
-                if (folder / "model.json").exists():
-                    yield "third-party", folder.name, 0
+            yield from (("third-party", name, 0) for name in third_party_names())
 
 
 def tasks(options: Options, runs: dict[str, dict[str, Any]]) -> Iterator[Task]:

@@ -36,18 +36,9 @@ CHOICES = {
 LEVELS = (0.05, 0.01)
 
 
-def factors(null: list[dict[str, Any]], witnesses: Sequence[str]) -> dict[bool, float]:
-    """The factor for few and for many classes."""
-    return {
-        many: tail_factor(
-            [
-                smallest_of(network["p"], witnesses, network["classes"])
-                for network in null
-                if (network["classes"] > MANY) == many
-            ]
-        )
-        for many in (False, True)
-    }
+def factor_of(networks: list[dict[str, Any]], witnesses: Sequence[str]) -> float:
+    """The factor that these networks without a backdoor ask for."""
+    return tail_factor([smallest_of(n["p"], witnesses, n["classes"]) for n in networks])
 
 
 def false_alarms(
@@ -89,7 +80,6 @@ def judged(run: dict[str, Any], witnesses: Sequence[str], factor: float) -> dict
         "p": p_values[first],
         "first": first,
         "target": run["target"],
-        "alone": {w: min(row) for w, row in zip(run["witnesses"], rows, strict=False)},
     }
 
 
@@ -154,22 +144,22 @@ def main() -> None:
     automatic = FOLDER / "automatic.json"
     later = json.loads(automatic.read_text())["runs"] if automatic.exists() else []
     later = [r for r in later if r["seed"] == 0 and not r["precaution"]]
-    table = []
+    table: list[dict[str, Any]] = []
     many = [network for network in null if network["classes"] > MANY]
-    few = [network for network in null if network not in many]
+    few = [network for network in null if network["classes"] <= MANY]
     for name, chosen in CHOICES.items():
         fewer = [w for w in chosen if w not in FEW_CLASSES]
-        both = {False: factors(null, chosen)[False], True: factors(null, fewer)[True]}
+        rule = {False: (chosen, factor_of(few, chosen)), True: (fewer, factor_of(many, fewer))}
         runs = [
-            judged(run, fewer if run["classes"] > MANY else chosen, both[run["classes"] > MANY])
+            judged(run, *rule[run["classes"] > MANY])
             for run in (*(r for r in complete if r["set"] == "pool"), *later)
         ]
         row: dict[str, Any] = {
             "asked": name,
             "witnesses": list(chosen),
             "networks": len(null),
-            "factor": both[False],
-            "factor, many classes": both[True],
+            "factor": rule[False][1],
+            "factor, many classes": rule[True][1],
             "false alarms": false_alarms(few, many, chosen, fewer),
         }
         for half in ("development", "held-out", "third-party"):
@@ -183,11 +173,7 @@ def main() -> None:
         "versions": {"bezoar": bezoar.__version__},
         "machine": "computed from scan_null.json and automatic.json",
         "summary": [line for row in table[:2] for line in lines(row)],
-        "runs": [
-            {"asked": row["asked"]} | {k: v for k, v in model.items() if k != "alone"}
-            for row in table
-            for model in row["models"]
-        ],
+        "runs": [{"asked": row["asked"]} | model for row in table for model in row["models"]],
     }
     write_text(FOLDER / "scan_power.json", json.dumps(to_json(told), indent=1) + "\n")
     short = [{k: v for k, v in row.items() if k != "models"} for row in table]

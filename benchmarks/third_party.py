@@ -56,6 +56,11 @@ class Options:
     threads: int = 1
 
 
+def checkpoints(root: Path) -> list[Path]:
+    """The folders of the third-party checkpoints below the data folder."""
+    return sorted(f for f in (root / "models").iterdir() if (f / "model.json").exists())
+
+
 def load(folder: Path) -> tuple[LoadedModel, dict[str, Any]]:
     """The model in ``folder`` and its facts."""
     facts = json.loads((folder / "model.json").read_text())
@@ -94,9 +99,7 @@ def main(options: Options) -> None:
         (run["model"], run["method"], run["seed"], run["clean images"]) for run in done["runs"]
     }
     images: dict[str, ImageSet] = {}
-    for folder in sorted((root / "models").iterdir()):
-        if not (folder / "model.json").exists():
-            continue
+    for folder in checkpoints(root):
         if options.models and folder.name not in options.models:
             continue
         loaded, facts = load(folder)

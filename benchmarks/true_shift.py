@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from third_party import CLEAN_IMAGES, load, test_images
+from third_party import CLEAN_IMAGES, checkpoints, load, test_images
 
 import bezoar
 from bezoar.attacks import StoredPattern
@@ -64,8 +64,7 @@ def measure(folder: Path, root: Path) -> dict[str, Any] | None:
 def main() -> None:
     """Measures all of them."""
     root = Path(os.environ["BEZOAR_DATA"])
-    folders = [f for f in sorted((root / "models").iterdir()) if (f / "model.json").exists()]
-    rows = [row for folder in folders if (row := measure(folder, root)) is not None]
+    rows = [row for folder in checkpoints(root) if (row := measure(folder, root)) is not None]
     record = {
         "title": "The true trigger's shift of the features beside the shortest one",
         "command": "python benchmarks/true_shift.py",

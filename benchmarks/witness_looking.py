@@ -8,21 +8,18 @@ witnesses, and of any rule that combines them, can be computed without looking a
 from __future__ import annotations
 
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-import third_party
 import torch
+from measured_models import MODELS
 from null_networks import CLEAN_IMAGES, null_network
-from pool_methods import POOL, parts
 
 from bezoar.classifier import Classifier
 from bezoar.executors import report
 from bezoar.images import ImageSet
 from bezoar.methods import Evidence, methods
-from bezoar.pools import open_pool
 from bezoar.proving import Prover
 from bezoar.reference_classes import narrowed
 
@@ -43,33 +40,8 @@ def subject(
     if kind == "null":
         classifier, clean, facts = null_network(name, seed, keep and Path(keep))
         return classifier, clean, facts | {"status": "clean", "target": None, "attack": None}
-    if kind == "pool":
-        pool = open_pool(POOL)
-        entry = next(
-            e for half in ("development", "held-out") for e in pool.half(half) if e.name == name
-        )
-        rest, _ = parts(entry.data)
-        facts = {
-            "half": entry.half,
-            "status": entry.status,
-            "target": entry.target,
-            "attack": entry.attack,
-        }
-        return pool.load(entry).classifier, rest.sample(CLEAN_IMAGES, seed=seed), facts
-    root = Path(os.environ["BEZOAR_DATA"])
-    loaded, known = third_party.load(root / "models" / name)
-    everything = third_party.test_images(root, known)
-    clean, _ = everything.split(CLEAN_IMAGES / len(everything), seed=seed)
-    bad = known["backdoored"]
-    return (
-        loaded.classifier,
-        clean,
-        {
-            "status": "backdoored" if bad else "clean",
-            "target": known["attack"]["target"] if bad else None,
-            "attack": known["attack"]["kind"] if bad else None,
-        },
-    )
+    one = MODELS[kind](name, CLEAN_IMAGES, seed)
+    return one.classifier, one.clean, one.facts
 
 
 def look(
