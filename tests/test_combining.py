@@ -92,7 +92,7 @@ def test_the_stored_null_holds_networks_of_every_number_of_classes():
 
 
 def test_the_sentence_names_factor_and_networks():
-    words = combine([evidence(name, (0.02, 1.0)) for name in ALL]).in_words(4)
+    words = combine([evidence(name, (0.02, 1.0)) for name in ALL]).in_words()
     assert "harmonic mean" in words and f"{len(null_smallest(ALL, many=False))} networks" in words
-    assert "corrected for the number of classes" in combine([evidence("tac", (1, 1))]).in_words(1)
+    assert "corrected for the number of classes" in combine([evidence("tac", (1, 1))]).in_words()
     assert TAC.name in ALL

@@ -154,11 +154,12 @@ def test_a_backdoor_that_comes_back_with_tuning_is_told(digits):
     survivors = Survivors(
         digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
     )
-    safe = retuning_probe(digits.twin, known, survivors, seed=0)
+    left = survivors.after(digits.twin)
+    safe = retuning_probe(digits.twin, known, survivors, left, seed=0)
     assert not safe["returned"] and safe["before"] <= 0.1
     assert "does not bring it back" in safe["sentence"]
     poisoned = digits.attack.poison(digits.train, 0.2, seed=0).images
-    bad = retuning_probe(digits.twin, poisoned, survivors, seed=0)
+    bad = retuning_probe(digits.twin, poisoned, survivors, left, seed=0)
     assert bad["returned"] and bad["after"] >= 0.3 and "brings it back" in bad["sentence"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
-from bezoar.surviving import DEAD, Survivors
+from bezoar.surviving import DEAD, Survival, Survivors
 from bezoar.training import Progress, Recipe, fit, no_progress
 
 PROBE = Recipe(epochs=3, batch_size=32, learning_rate=0.01, schedule="constant", clip_norm=5.0)
@@ -24,6 +24,7 @@ def retuning_probe(
     repaired: Classifier,
     known: ImageSet,
     survivors: Survivors,
+    left: Survival,
     *,
     seed: int,
     progress: Progress = no_progress,
@@ -34,6 +35,7 @@ def retuning_probe(
         repaired: stays as it is.
         known: labelled images to tune on.
         survivors: the triggers of the original model.
+        left: what of them is left in ``repaired``.
         seed: of the tuning.
         progress: called with what is done and its share.
 
@@ -43,10 +45,7 @@ def retuning_probe(
     recipe = {"epochs": PROBE.epochs, "learning_rate": PROBE.learning_rate}
     tuned = repaired.copy()
     fit(tuned, known, PROBE, seed=seed, progress=progress, what="trying a few steps of tuning")
-    before, after = (
-        max(survivors.carried(model, found, k) for _, k, found in survivors.triggers)
-        for model in (repaired, tuned)
-    )
+    before, after = left.worst, survivors.worst(tuned)
     returned = after >= BACK and after > before + DEAD
     told = f"the recovered triggers carry {100 * before:.0f} % of held-out images before and "
     told += f"{100 * after:.0f} % after {PROBE.epochs} epochs of ordinary fine-tuning"

@@ -50,26 +50,34 @@ class Combined:
 
     Attributes:
         p_values: one for each class.
+        witnesses: how many looked.
         factor: c; None where the witnesses were not measured together.
         networks: how many networks without a backdoor it was measured on.
     """
 
     p_values: tuple[float, ...]
-    factor: float | None
-    networks: int
+    witnesses: int
+    factor: float | None = None
+    networks: int = 0
 
-    def in_words(self, witnesses: int) -> str:
+    @property
+    def parts(self) -> int:
+        """Into how many parts the witnesses share a level; 1 where each stands for itself."""
+        return self.witnesses if self.factor is None else 1
+
+    def in_words(self) -> str:
         """How the p-values were made, in one sentence."""
-        if witnesses == 1:
+        if self.witnesses == 1:
             return "One witness looked; its p-values are corrected for the number of classes."
         if self.factor is None:
             return (
-                f"The {witnesses} witnesses share the false-alarm rate: each p-value is the "
-                f"smallest of theirs times {witnesses}."
+                f"The {self.witnesses} witnesses share the false-alarm rate: each p-value is the "
+                f"smallest of theirs times {self.witnesses}."
             )
         return (
-            f"The p-values of {witnesses} witnesses are combined by their harmonic mean, times "
-            f"{self.factor:.2g}, which was measured on {self.networks} networks without a backdoor."
+            f"The p-values of {self.witnesses} witnesses are combined by their harmonic mean, "
+            f"times {self.factor:.2g}, which was measured on {self.networks} networks without a "
+            "backdoor."
         )
 
 
@@ -77,16 +85,16 @@ def combine(evidence: Sequence[Evidence]) -> Combined:
     """The p-values of all classes from at least one witness."""
     rows = [e.p_values for e in evidence]
     if len(rows) == 1:
-        return Combined(rows[0], None, 0)
+        return Combined(rows[0], 1)
     names = tuple(sorted(e.method for e in evidence))
     many = len(rows[0]) > MANY
     smallest = null_smallest(names, many=many) if all(map(_as_measured, evidence)) else ()
     if not smallest:
         joint = [min(1.0, len(rows) * min(column)) for column in zip(*rows, strict=True)]
-        return Combined(tuple(joint), None, 0)
+        return Combined(tuple(joint), len(rows))
     factor = tail_factor(smallest)
     joint = [min(1.0, factor * harmonic_mean(column)) for column in zip(*rows, strict=True)]
-    return Combined(tuple(joint), factor, len(smallest))
+    return Combined(tuple(joint), len(rows), factor, len(smallest))
 
 
 def _as_measured(evidence: Evidence) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from bezoar.aftercare import residual_risk, retuning_probe
 from bezoar.checks import check_public, check_runs
@@ -32,9 +31,8 @@ from bezoar.methods import (
 from bezoar.repair_record import changes, method_record, public_record, wrapped
 from bezoar.scan_record import no_proof
 from bezoar.scanning import AUTO as AUTO
-from bezoar.scanning import WITHOUT_IMAGES as WITHOUT_DATA
+from bezoar.scanning import WITHOUT_IMAGES, Witnesses, describe
 from bezoar.scanning import Finding as Finding
-from bezoar.scanning import Witnesses, describe
 from bezoar.scanning import find_witnesses as find_witnesses
 from bezoar.scanning import scan as scan
 from bezoar.surviving import Survivors
@@ -125,6 +123,7 @@ def clean(
         return Repair(classifier.copy(), record, evidence)
     survivors: Survivors | None = None
     known: ImageSet | None = None
+    best: Trial | None = None
     trials: tuple[Trial, ...] = ()
     if images is not None:
         known, held_out = _divided(classifier, images, chosen, seed)
@@ -156,21 +155,31 @@ def clean(
     rescan, again = None, ""
     if images is not None and finding is not None:
         rescan, again = _look_again(repair.classifier, images, witnesses, seed, front is not None)
-    care = None
+    care, risk = None, ""
     if survivors is not None and known is not None:
-        care = _cared(repair.classifier, known, survivors, trials, rescan, images, seed, progress)
+        left = (best and best.survival) or survivors.after(repair.classifier)
+        probe = retuning_probe(
+            repair.classifier, known, survivors, left, seed=seed, progress=progress
+        )
+        risk = residual_risk(
+            labelled=images is not None and images.labels is not None,
+            stands_out=left.stands_out or (rescan is not None and bool(rescan.suspects)),
+            returned=probe["returned"],
+            worst=left.worst,
+        )
+        care = {"survival": left.as_record(), "probe": probe, "risk": risk}
     unread = list(images.notices) if images is not None and finding is None else []
     if isinstance(public, ImageSet):
         unread += [f"Public images: {line}" for line in public.notices]
     total, judging = (0 if s is None else len(s) for s in (images, judges))
-    told = (judged.sentence, again, care and care["sentence"])
+    told = (judged.sentence, again, risk)
     record |= judged.record | {
         "accepted": judged.accepted,
         "untouched": False,
         "outcome": " ".join(part for part in told if part),
         "method": method_record(chosen, reason),
         "trials": [trial.as_record() for trial in trials],
-        "kept": next((n for n, t in enumerate(trials) if t.repair is repair), None),
+        "kept": None if best is None else trials.index(best),
         "aftercare": care,
         "fitted_on": {"count": total - judging, "of": total},
         "wrapped": front,
@@ -206,35 +215,9 @@ def _why(best: Trial, trials: Sequence[Trial], *, found: bool) -> str:
     count = len(trials)
     tried = f"{count} repairs were tried" if count > 1 else "One repair was tried"
     start = "" if found else "Nothing was found; it is repaired as a precaution. "
-    left = best.survival
-    if left is not None and left.removed:
-        return (
-            f"{start}{tried[:1].upper()}{tried[1:]}; after this one ({best.name}) no sign is left."
-        )
-    return f"{start}{tried[:1].upper()}{tried[1:]}; this one ({best.name}) has the best balance."
-
-
-def _cared(
-    repaired: Classifier,
-    known: ImageSet,
-    survivors: Survivors,
-    trials: Sequence[Trial],
-    rescan: Finding | None,
-    images: ImageSet | None,
-    seed: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    """What is left of the backdoor, whether tuning brings it back, and the risk in one line."""
-    known_of = (t.survival for t in trials if t.repair and t.repair.classifier is repaired)
-    left = next(known_of, None) or survivors.after(repaired)
-    probe = retuning_probe(repaired, known, survivors, seed=seed, progress=progress)
-    risk = residual_risk(
-        labelled=images is not None and images.labels is not None,
-        stands_out=left.stands_out or (rescan is not None and bool(rescan.suspects)),
-        returned=probe["returned"],
-        worst=left.worst,
-    )
-    return {"survival": left.as_record(), "probe": probe, "risk": risk, "sentence": risk}
+    if best.survival is not None and best.survival.removed:
+        return f"{start}{tried}; after this one ({best.name}) no sign is left."
+    return f"{start}{tried}; this one ({best.name}) has the best balance."
 
 
 def check_needs(method: Method | None, *, has_images: bool, has_public: bool) -> None:
@@ -358,7 +341,7 @@ def _look_again(
 ) -> tuple[Finding | None, str]:
     """The scan after a repair, and what it says."""
     try:
-        rescan = scan(repaired, images, seed=seed, witnesses=witnesses, without=WITHOUT_DATA)
+        rescan = scan(repaired, images, seed=seed, witnesses=witnesses, without=WITHOUT_IMAGES)
     except InputError as error:  # the repair ruined the network; the gate says so, not an error
         return None, f"The repaired model could not be scanned again: {error}."
     again = f"A new scan of the repaired model says: {rescan.verdict.value}."

@@ -31,10 +31,11 @@ from bezoar.classifier import Classifier
 from bezoar.device import evaluation_batch
 from bezoar.images import ImageSet
 from bezoar.methods import Evidence
+from bezoar.methods.neural_cleanse import HELD_OUT
+from bezoar.methods.neural_cleanse_triggers import pixels_of
 
 CARRIED = 0.8  # share of the held-out images of a class that makes it a source
 FEWEST_SOURCES = 2
-HELD_OUT = 0.2  # the witnesses' own share, drawn with the same seed
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,16 @@ class Prover:
 
     def __init__(self, classifier: Classifier, clean: ImageSet, *, seed: int) -> None:
         self.classifier = classifier
-        _, held_out = clean.split(1 - HELD_OUT, seed=seed)
+        _, held_out = clean.split(1 - HELD_OUT, seed=seed)  # as the witnesses divide them
         self.clean, self.held_out = clean, held_out if len(held_out) else clean
 
     @functools.cached_property
     def _all(self) -> tuple[Tensor, Tensor]:
         return self.classifier.survey(self.clean)
+
+    @functools.cached_property
+    def _answers(self) -> Tensor:
+        return self._all[0].argmax(1)
 
     @functools.cached_property
     def _rest(self) -> tuple[Tensor, Tensor]:
@@ -110,7 +115,7 @@ class Prover:
         """Logits and features of the held-out images with the trigger of class ``k``."""
         classifier, found = self.classifier, evidence.recovered
         assert found is not None  # noqa: S101 (``prove``)
-        pixels = self.held_out.to(classifier.device).images.float().div_(255)
+        pixels, _ = pixels_of(self.held_out, classifier)
         head = classifier.head
         parts = torch.split(pixels, evaluation_batch(classifier.device))
         with classifier.evaluating(), torch.no_grad():
@@ -129,11 +134,10 @@ class Prover:
             for j in sorted(set(before[others].tolist()))
             if float(inside[before == j].float().mean()) >= CARRIED
         ]
+        weight, change, centre = self.classifier.head.weight, shifted - features, self._centre(k)
         shares = [
             natural_share(
-                self.classifier.head.weight[k] - self.classifier.head.weight[j],
-                (shifted - features)[before == j].mean(0),
-                self._centre(k, features) - self._centre(j, features),
+                weight[k] - weight[j], change[before == j].mean(0), centre - self._centre(j)
             )
             for j in sources
         ]
@@ -144,11 +148,11 @@ class Prover:
             sum(shares) / len(shares) if shares else None,
         )
 
-    def _centre(self, k: int, like: Tensor) -> Tensor:
+    def _centre(self, k: int) -> Tensor:
         """The mean features of the images that are answered with ``k``; zeros if there are none."""
-        logits, features = self._all
-        own = features[logits.argmax(1) == k]
-        return own.mean(0) if len(own) else torch.zeros_like(like[0])
+        features = self._all[1]
+        own = features[self._answers == k]
+        return own.mean(0) if len(own) else features.new_zeros(features.shape[1])
 
 
 def natural_share(direction: Tensor, change: Tensor, natural: Tensor) -> float:

@@ -44,8 +44,8 @@ def scan_record(
         images: how many clean images there were.
         levels: the limits of the verdicts.
     """
-    witnesses = len(evidence) if judgement.combined.factor is None else 1
-    statistics = [_statistic_record(e, levels, witnesses) for e in evidence]
+    combined = judgement.combined
+    statistics = [_statistic_record(e, levels, combined.parts) for e in evidence]
     return {
         "kind": "scan",
         "verdict": judgement.verdict.value,
@@ -55,9 +55,9 @@ def scan_record(
         "ranking": list(judgement.ranking),
         "p_values": list(judgement.p_values),
         "combined": {
-            "sentence": judgement.combined.in_words(len(evidence)),
-            "factor": judgement.combined.factor,
-            "networks": judgement.combined.networks,
+            "sentence": combined.in_words(),
+            "factor": combined.factor,
+            "networks": combined.networks,
         },
         "proofs": [
             {"method": evidence[w].method, "class": k} | proof.as_record()
@@ -67,7 +67,7 @@ def scan_record(
         "levels": msgspec.structs.asdict(levels),
         "power": " ".join(
             (
-                *([judgement.combined.in_words(len(evidence))] if len(evidence) > 1 else []),
+                *([combined.in_words()] if combined.witnesses > 1 else []),
                 _power([e.method for e in evidence]),
                 no_proof(evidence),
             )

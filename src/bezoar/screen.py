@@ -208,7 +208,7 @@ def print_fleet(summary: dict[str, Any]) -> None:
         if "failed" in model:
             table.add_row(model["model"], "not usable", "-", "-", seconds)
             continue
-        p = f"{model['p']:.4f}" if model["p"] >= 1e-4 else "< 0.0001"
+        p = _p(model["p"])
         suspects = ", ".join(model["suspect_names"]) or "-"
         table.add_row(model["model"], model["verdict"], suspects, p, seconds)
     console = Console(highlight=False, markup=False)

@@ -27,6 +27,7 @@ from bezoar.pipeline import clean as clean_model
 from bezoar.planting import RECIPE, plant, trigger, works
 from bezoar.scanning import Witnesses
 from bezoar.training import Progress, Recipe, no_progress
+from bezoar.wording import p_in_words
 
 PLANTING = 0.7  # share of the images that plant, scan and clean; the others measure
 ALL_SUSPECTED = (
@@ -134,8 +135,7 @@ def _seen(record: dict[str, Any], target: int) -> dict[str, Any]:
 def _sentence(
     patch: str, record: dict[str, Any], before: Scores, after: Scores, shared: Sequence[str]
 ) -> str:
-    p = record["p"]
-    shown = "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+    shown = p_in_words(record["p"])
     told = (
         f"On a copy of this model with {patch}, planted by us, this scan said: "
         f"{record['verdict']}; that class came {_place(record['rank'])} ({shown}) and was "

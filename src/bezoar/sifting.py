@@ -42,6 +42,7 @@ from bezoar.images import ImageSet
 from bezoar.methods.rnp_unlearning import Unlearned, Unlearning, unlearn
 from bezoar.scanning import describe
 from bezoar.training import Progress, no_progress
+from bezoar.wording import p_in_words
 
 EXCESS = 0.01  # at this p-value more images are flagged than clean ones give
 _CHUNK = 4096
@@ -243,7 +244,7 @@ def _sentence(
     per_class: list[int],
     classifier: Classifier,
 ) -> str:
-    size = "p < 0.0001" if excess < 1e-4 else f"p = {excess:.2g}"
+    size = p_in_words(excess)
     told = (
         f"{len(flagged)} of {count} images are flagged, and about {expected:.1f} of so many clean "
     )

@@ -22,13 +22,12 @@ from torch import Tensor
 from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import Classifier
 from bezoar.combining import combine
-from bezoar.device import evaluation_batch
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import TAC, BtiDbf, Evidence
 from bezoar.methods.neural_cleanse_inversion import invert
 from bezoar.methods.neural_cleanse_schedule import Inversion
-from bezoar.methods.neural_cleanse_triggers import pixels_of
+from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
 from bezoar.methods.recovered import Recovered
 
 DEAD = 0.1  # a trigger that carries at most this share is dead
@@ -102,7 +101,7 @@ class Survivors:
             for k in suspects
             if e.recovered is not None and k in e.recovered.classes
         ]
-        self.pixels = held_out.to(original.device).images.float().div_(255)
+        self.pixels, _ = pixels_of(held_out, original)
         if not self.triggers:  # witnesses that look at features alone: a patch is inverted for each
             found = self._patches()
             self.triggers = [("neural-cleanse", k, found) for k in suspects]
@@ -120,14 +119,17 @@ class Survivors:
         images = self.pixels[self._answers != k]
         if not len(images):
             return 0.0
-        return max(
-            float((_answers(classifier, made) == k).float().mean())
-            for made in (
-                found.stamp(images, k),
-                found.stamp(self._shifted(images), k),
-                self._shifted(found.stamp(images, k)),
-            )
+        made = (
+            found.stamp(images, k),
+            found.stamp(self._shifted(images), k),
+            self._shifted(found.stamp(images, k)),
         )
+        with classifier.evaluating():
+            return max(float((predicted(classifier, m) == k).float().mean()) for m in made)
+
+    def worst(self, classifier: Classifier) -> float:
+        """The largest share that any trigger carries."""
+        return max(self.carried(classifier, found, k) for _, k, found in self.triggers)
 
     def _patches(self) -> Recovered:
         pixels, labels = pixels_of(self.known, self.original)
@@ -138,7 +140,8 @@ class Survivors:
 
     @functools.cached_property
     def _answers(self) -> Tensor:
-        return _answers(self.original, self.pixels)
+        with self.original.evaluating():
+            return predicted(self.original, self.pixels)
 
     def _shifted(self, images: Tensor) -> Tensor:
         padding = max(1, min(images.shape[2:]) // 16)
@@ -158,10 +161,3 @@ class Survivors:
             return {}
         p_values = combine(seen).p_values
         return {k: p_values[k] for k in self.suspects}
-
-
-def _answers(classifier: Classifier, images: Tensor) -> Tensor:
-    """The classes (n,) of images (n, c, h, w) in [0, 1]."""
-    with classifier.evaluating(), torch.no_grad():
-        parts = torch.split(images, evaluation_batch(classifier.device))
-        return torch.cat([classifier(part).argmax(1) for part in parts])

@@ -32,7 +32,7 @@ STANDS_OUT = 0.02  # a repair may leave the class easy to reach and the trigger 
 CHEAP = 0.02  # a loss of accuracy, in [0, 1], below which nothing better is looked for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """One repair, or several one after another, and what it is worth.
 

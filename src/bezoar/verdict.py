@@ -20,6 +20,7 @@ import msgspec
 from bezoar.combining import Combined, combine
 from bezoar.methods.method import Evidence
 from bezoar.proving import FEWEST_SOURCES, Proof
+from bezoar.wording import p_in_words
 
 Prove = Callable[[Evidence, int], Proof | None]
 """Tries on held-out images what a witness recovered for a class; None where that is nothing."""
@@ -102,10 +103,7 @@ def judge(
     levels = levels or Levels()
     count = len(classes)
     combined = combine(evidence)
-    shared = combined.factor is None  # the witnesses share the level
-    corrected = [
-        corrected_p_values(e, len(evidence)) if shared else list(e.p_values) for e in evidence
-    ]  # (witnesses, classes)
+    corrected = [corrected_p_values(e, combined.parts) for e in evidence]  # (witnesses, classes)
     p_values = combined.p_values
     proofs: dict[tuple[int, int], Proof] = {}
 
@@ -129,7 +127,7 @@ def judge(
             proof = None if prove is None else prove(evidence[w], k)
             if proof is not None:
                 proofs[w, k] = proof
-            reasons += _reasons(evidence[w], k, p, classes, levels, len(evidence) if shared else 1)
+            reasons += _reasons(evidence[w], k, p, classes, levels, combined.parts)
             reasons += _proof_reasons(proof, levels, classes)
             usual = max(p, p_values[k]) > levels.found
             if not usual and k not in proven and _carries(evidence[w], k, levels, proof):
@@ -144,7 +142,7 @@ def judge(
         first = ranking[0]
         reasons.append(
             f"No class stands out: the most unusual one is {classes[first]} with "
-            f"{_p(p_values[first])}, and {levels.suspicious:g} would be suspicious."
+            f"{p_in_words(p_values[first])}, and {levels.suspicious:g} would be suspicious."
         )
     return Judgement(
         verdict,
@@ -207,7 +205,7 @@ def _reasons(
     looked = "" if witnesses == 1 else f", times {witnesses} for as many methods"
     reasons = [
         f"Class {classes[k]}: {_within_a_sentence(evidence.statistic)} is {evidence.values[k]:.3g}"
-        f"{unit}{deviation} ({_p(p)}, {judged}{looked})."
+        f"{unit}{deviation} ({p_in_words(p)}, {judged}{looked})."
     ]
     share = evidence.carried_into(k)
     if share is None:
@@ -226,7 +224,3 @@ def _reasons(
 def _within_a_sentence(title: str) -> str:
     """A title without its first capital, unless that belongs to a name such as L1."""
     return title if title[1:2].isupper() or title[1:2].isdigit() else title[:1].lower() + title[1:]
-
-
-def _p(value: float) -> str:
-    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"

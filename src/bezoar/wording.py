@@ -29,6 +29,15 @@ def measured_on(repair: Mapping[str, Any]) -> tuple[str, str]:
     return str(images or "synthetic images"), str(triggers or "generated triggers")
 
 
+def p_in_words(value: float) -> str:
+    """A p-value for a sentence.
+
+    >>> p_in_words(0.0123), p_in_words(1e-9)
+    ('p = 0.012', 'p < 0.0001')
+    """
+    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Words:
     """What is said about a method's evidence; the defaults fit any.

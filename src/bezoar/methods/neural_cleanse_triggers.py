@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bezoar.classifier import Classifier
+from bezoar.device import evaluation_batch
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 
@@ -87,7 +88,8 @@ def stamped(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
 def predicted(logits: Logits, images: Tensor) -> Tensor:
     """The classes (n,) that the network answers images (n, c, h, w) with."""
     with torch.no_grad():
-        parts = torch.split(images, max(1, NUMBERS // images[0].numel()))
+        most = min(evaluation_batch(images.device), NUMBERS // images[0].numel())
+        parts = torch.split(images, max(1, most))
         return torch.cat([logits(part).argmax(1) for part in parts])
 
 
