@@ -20,10 +20,11 @@ from scan_null import RESULTS as WITNESSED
 from scan_null import WITNESSES, null_networks
 
 import bezoar
-from bezoar.combining import MANY, harmonic_mean, smallest_of, tail_factor
+from bezoar.combining import MANY, smallest_of, tail_factor
 from bezoar.metrics import auroc, rate
 from bezoar.records import to_json, write_text
 from bezoar.scanning import FEW_CLASSES, WITHOUT_IMAGES
+from bezoar.statistics import harmonic_mean
 
 FOLDER = Path(__file__).parent / "results"
 POWER = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_power.json"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from bezoar import combining
-from bezoar.combining import combine, harmonic_mean, null_smallest, smallest_of, tail_factor
+from bezoar.combining import combine, null_smallest, smallest_of, tail_factor
 from bezoar.methods import TAC, Evidence, methods
+from bezoar.statistics import harmonic_mean
 
 ALL = ("bti-dbf", "neural-cleanse", "rnp", "tac")
 

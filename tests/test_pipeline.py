@@ -344,7 +344,8 @@ def test_the_record_of_a_repair_is_plain_json_with_everything_measured(planted_r
     record = plain(planted_repair.record)
     before, after = record["before"]["accuracy"], record["after"]["accuracy"]
     assert before["low"] <= before["value"] <= before["high"]
-    assert record["accuracy_drop"] == pytest.approx(before["value"] - after["value"])
+    assert record["loss"]["counted"] == pytest.approx(before["value"] - after["value"])
+    assert record["accuracy_drop"] == record["loss"]["value"]
     assert record["fitted_on"]["count"] + before["count"] == record["fitted_on"]["of"] == 300
     assert 0.9 < record["agreement"]["value"] <= 1
     assert record["changes"] and record["curves"]
@@ -413,7 +414,9 @@ def test_the_seed_draws_which_images_judge(digits):
 def test_a_repair_that_changes_nothing_says_so(digits):
     record = pipeline.clean(digits.planted, digits.clean, method=Witness()).record
     assert record["changes"] == []
-    assert record["accuracy_drop"] == 0 and record["agreement"]["value"] == 1
+    assert record["accuracy_drop"] == pytest.approx(0, abs=1e-6)
+    assert "estimated as a loss of 0.0 points" in record["outcome"]
+    assert record["agreement"]["value"] == 1
     assert record["rescan"]["verdict"] == "backdoor found"
     assert "A new scan of the repaired model says: backdoor found." in record["outcome"]
 

@@ -6,13 +6,17 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from bezoar import trying
 from bezoar.aftercare import residual_risk, retuning_probe
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
-from bezoar.methods import RNP, Evidence, FineTuning, Method, NeuralCleanse, Repair
+from bezoar.methods import RNP, TAC, Evidence, FineTuning, JointUnlearning, Method, Repair
+from bezoar.methods.recovered import Trigger
 from bezoar.surviving import Survival, Survivors
 from bezoar.training import Recipe
-from bezoar.trying import plan_for, try_repairs
+from bezoar.trying import ENOUGH, Unlearning, plan_for, try_repairs
+
+SHORT = Recipe(epochs=1, learning_rate=1e-3)
 
 
 class Patch:
@@ -80,6 +84,19 @@ def test_a_repair_that_leaves_the_backdoor_is_passed_over_and_the_search_ends_at
     assert second.worst <= 0.1 and second.removed
 
 
+def test_a_dead_trigger_and_a_class_that_stands_out_end_the_search_where_nothing_is_to_be_gained(
+    bench, monkeypatch
+):
+    monkeypatch.setattr(Survivors, "_fresh", lambda _self, _repaired: {4: 0.001})
+    _, trials = bench((Gives(gift="twin"),), (Ends(gift="twin"),))
+    assert not trials[0].survival.removed
+    assert len(trials) == (1 if trials[0].score <= ENOUGH else 2)
+    monkeypatch.setattr(trying, "ENOUGH", trials[0].score)
+    assert len(bench((Gives(gift="twin"),), (Ends(gift="twin"),))[1]) == 1
+    monkeypatch.setattr(trying, "ENOUGH", trials[0].score - 1e-6)
+    assert len(bench((Gives(gift="twin"),), (Ends(gift="twin"),))[1]) == 2
+
+
 def test_a_repair_that_costs_too_much_is_not_kept_although_it_removes_more(bench):
     best, trials = bench((Gives(gift="ruined"),), (Gives(gift="planted"),))
     assert best.repair.classifier is GIFTS["planted"] and len(trials) == 2
@@ -113,14 +130,43 @@ def test_the_score_is_what_der_takes_off_and_a_class_that_stands_out():
     assert Survival({}, {}).removed
 
 
-def test_the_plan_tells_the_methods_the_suspect_and_adds_a_stranger_s_own_repair():
-    plan = plan_for([7, 2])
-    assert (RNP(),) in plan and (NeuralCleanse(target_class=7),) in plan
-    stranger = Gives(gift="twin")
-    assert plan_for([7], stranger)[:-1] == plan_for([7]) and plan_for([7], stranger)[-1] == (
-        stranger,
+def test_the_plan_tells_the_methods_the_suspect_and_adds_a_stranger_s_own_repair(digits):
+    survivors = Survivors(
+        digits.planted, [evidence(Patch(digits.attack))], [4, 2], digits.clean, digits.clean, seed=0
     )
-    assert plan_for([7], RNP()) == plan_for([7])
+
+    def told(found_by=None):
+        return [tuple(step.name for step in steps) for steps in plan_for(survivors, found_by)]
+
+    plan = plan_for(survivors)
+    assert (RNP(),) in plan and (TAC(target_class=4),) in plan
+    assert plan[0][0].method == JointUnlearning(target_class=4)
+    stranger = Gives(gift="twin")
+    assert plan_for(survivors, stranger)[-1] == (stranger,)
+    assert told(stranger)[:-1] == told() == told(RNP())
+    done = [told()[:place] for place in range(len(told()))]
+    for before, steps in zip(done, told(), strict=True):
+        assert len(steps) == 1 or steps[:-1] in before, "what a repair builds on comes first"
+
+
+def test_the_unlearning_of_a_repaired_network_looks_at_it_again(digits, monkeypatch):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    given = Patch(digits.attack)
+    survivors = Survivors(digits.planted, [evidence(given)], [4], known, held_out, seed=0)
+    looked = []
+
+    def recover(self, classifier, clean, *, seed=0, progress=None):
+        looked.append(classifier)
+        return [Trigger("again", 4, given)]
+
+    monkeypatch.setattr(JointUnlearning, "recover", recover)
+    step = Unlearning(JointUnlearning(target_class=4, recipe=SHORT), survivors)
+    how = {"seed": 0, "progress": lambda *_: None}
+    first = step.remove(digits.planted, known, **how)
+    assert not looked and [t["witness"] for t in first.record["triggers"]] == ["hand"]
+    second = step.remove(first.classifier, known, **how)
+    assert looked == [first.classifier]
+    assert [t["witness"] for t in second.record["triggers"]] == ["hand", "again"]
 
 
 def test_triggers_are_tried_on_shifted_images_too(digits):
@@ -135,7 +181,7 @@ def test_triggers_are_tried_on_shifted_images_too(digits):
 
     found = Nowhere(digits.attack)
     survivors = Survivors(digits.planted, [evidence(found)], [4], known, held_out, seed=0)
-    assert survivors.carried(digits.planted, found, 4) < 0.2
+    assert survivors.carried(digits.planted, survivors.triggers[0]) < 0.2
     plain, shifted, _ = Nowhere.seen
     assert not torch.equal(plain, shifted) and plain.shape == shifted.shape
 
@@ -143,9 +189,9 @@ def test_triggers_are_tried_on_shifted_images_too(digits):
 def test_without_a_recovered_trigger_a_patch_is_inverted(digits):
     known, held_out = digits.clean.split(0.8, seed=0)
     survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
-    ((name, k, found),) = survivors.triggers
-    assert (name, k) == ("neural-cleanse", 4)
-    assert survivors.carried(digits.planted, found, 4) >= 0.9
+    (patch,) = survivors.triggers
+    assert (patch.witness, patch.target) == ("neural-cleanse", 4)
+    assert survivors.carried(digits.planted, patch) >= 0.9
 
 
 def test_a_backdoor_that_comes_back_with_tuning_is_told(digits):

@@ -33,11 +33,11 @@ from importlib import resources
 from typing import Any
 
 from bezoar.methods import Evidence, methods
+from bezoar.statistics import LEAST, harmonic_mean
 
 NULL = "data/scan_null.json"  # written by benchmarks/scan_null.py
 TAIL = 0.2  # the share of the null networks that the factor is read from
 MANY = 100  # classes; beyond it, networks are held against their like alone
-LEAST = 1e-12  # a p-value of 0 would end the arithmetic
 
 # Settings that change no p-value: which class is removed, which ones are compared, and on which
 # network a trigger is inverted once the p-values are there.
@@ -105,16 +105,6 @@ def _as_measured(evidence: Evidence) -> bool:
     default = methods.get(name)().configuration()
     given = evidence.record.get("configuration", default)
     return all(given.get(key) == value for key, value in default.items() if key not in _FREE)
-
-
-def harmonic_mean(p_values: Iterable[float]) -> float:
-    """H of the p-values of one class.
-
-    >>> harmonic_mean([0.01, 1.0]), harmonic_mean([0.5, 0.5])
-    (0.019801980198019802, 0.5)
-    """
-    inverse = [1 / max(LEAST, p) for p in p_values]
-    return len(inverse) / sum(inverse)
 
 
 def tail_factor(smallest: Sequence[float]) -> float:

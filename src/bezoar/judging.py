@@ -1,6 +1,7 @@
 """How a repair is judged, by what there is to judge it by.
 
-- Labelled images that took no part in the repair: accuracy before and after. The repair is accepted
+- Labelled images that took no part in the repair: accuracy before and after, and how much was lost
+  (``accuracy_loss``, which is surer than the difference of two counts). The repair is accepted
   where the loss is within the user's limit.
 - Images without labels: how often the old and the new network answer the same class. Only an image
   whose answer changed can have become wrong, so on these images accuracy cannot have fallen by more
@@ -23,12 +24,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bezoar.accuracy_loss import AccuracyLoss, accuracy_loss
 from bezoar.checks import check_finite_network
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import Repair
-from bezoar.metrics import Rate, accuracy, agreement
+from bezoar.metrics import Rate, agreement
 from bezoar.wording import UNMEASURED, measured_on
 
 
@@ -64,6 +66,7 @@ def judge_repair(
         "after": None,
         "agreement": None,
         "accuracy_drop": None,
+        "loss": None,
         "max_accuracy_drop": max_accuracy_drop,
     }
     refused = repair.record.get("refused")
@@ -84,17 +87,16 @@ def judge_repair(
         because = because or _ruined(before, repair, same.as_record())
         told = _bounded(len(images), same, max_accuracy_drop)
         return _without_accuracy(because, told, record | {"judged_on": "unlabelled images"})
-    truth = images.labels.to(before.device)
-    return _by_accuracy(because, accuracy(old, truth), accuracy(new, truth), record)
+    return _by_accuracy(because, accuracy_loss(before, repair.classifier, images), record)
 
 
-def _by_accuracy(because: str, before: Rate, after: Rate, record: dict[str, Any]) -> Judged:
-    drop, limit = before.value - after.value, record["max_accuracy_drop"]
-    within = drop <= limit + 1e-12
+def _by_accuracy(because: str, loss: AccuracyLoss, record: dict[str, Any]) -> Judged:
+    before, after, limit = loss.before, loss.after, record["max_accuracy_drop"]
+    within = loss.value <= limit + 1e-12
     figures = (
         f"accuracy {100 * before.value:.1f} % before and {100 * after.value:.1f} % after, on "
-        f"{before.count} held-out clean images ({'within' if within else 'beyond'} the limit of "
-        f"{100 * limit:g} points)."
+        f"{before.count} held-out clean images; {_lost(loss)} "
+        f"({'within' if within else 'beyond'} the limit of {100 * limit:g} points)."
     )
     accepted = within and not because
     told = f"{because}A{figures[1:]}" if because else figures
@@ -102,9 +104,16 @@ def _by_accuracy(because: str, before: Rate, after: Rate, record: dict[str, Any]
         "judged_on": "labelled images",
         "before": {"accuracy": before.as_record()},
         "after": {"accuracy": after.as_record()},
-        "accuracy_drop": drop,
+        "accuracy_drop": loss.value,
+        "loss": loss.as_record(),
     }
     return Judged(accepted, f"{'Repaired' if accepted else 'Not accepted'}: {told}", record)
+
+
+def _lost(loss: AccuracyLoss) -> str:
+    points = round(100 * loss.value, 1)
+    what = f"a gain of {-points:.1f}" if points < 0 else f"a loss of {points:.1f}"
+    return f"estimated as {what} points, give or take {100 * loss.error:.1f}"
 
 
 def _without_accuracy(because: str, told: str, record: dict[str, Any]) -> Judged:

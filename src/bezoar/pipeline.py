@@ -139,14 +139,14 @@ def clean(
             known,
             answered(classifier, held_out),
             survivors,
-            plan_for(survivors.suspects, _deciding(finding, witnesses)),
+            plan_for(survivors, _deciding(finding, witnesses)),
             max_accuracy_drop=limit,
             seed=seed,
             progress=progress,
         )
         assert best.repair is not None  # noqa: S101 (``try_repairs``)
         repair, max_accuracy_drop = best.repair, limit
-        chosen, reason = best.steps[-1], _why(best, trials, found=found)
+        chosen, reason = best.method, _why(best, trials, found=found)
     else:
         repair = _repair(chosen, classifier, known, public, seed, progress)
     judges = images if known is None else held_out

@@ -4,14 +4,15 @@ The class with the smallest number was *picked* as the smallest, so a cut-off fo
 isolation ("2 MADs") calls a third of all backdoor-free 10-class models backdoored. The test here is
 Grubbs' one-sided test (Grubbs 1950): each value against the mean and spread of the *others*, a
 Student t, corrected for the number of classes. ``mad_outliers`` gives the field's older index (the
-distance from the median in MADs) the null that it lacks.
+distance from the median in MADs) the null that it lacks. ``harmonic_mean`` puts the p-values of
+several tests together that are not independent (Wilson 2019, PNAS 116:1195).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from bezoar.errors import InputError
 
 FEWEST_CLASSES = 4  # one value against fewer than three others says nothing
+LEAST = 1e-12  # a p-value of 0 would end the arithmetic
 MAD_TO_SIGMA = 1.4826  # makes the MAD of normal values estimate their standard deviation
 
 
@@ -114,6 +116,16 @@ def mad_outliers(values: Sequence[float]) -> Outliers:
         reached = len(null) - int(np.searchsorted(null, -scores[k], side="left"))
         p_values[k] = (reached + 1) / (len(null) + 1)
     return Outliers(tuple(scores), tuple(p_values))
+
+
+def harmonic_mean(p_values: Iterable[float]) -> float:
+    """The harmonic mean of p-values for one question; 0 counts as 1e-12.
+
+    >>> harmonic_mean([0.01, 1.0]), harmonic_mean([0.5, 0.5])
+    (0.019801980198019802, 0.5)
+    """
+    inverse = [1 / max(LEAST, p) for p in p_values]
+    return len(inverse) / sum(inverse)
 
 
 @functools.cache

@@ -27,8 +27,8 @@ from bezoar.images import ImageSet
 from bezoar.methods import TAC, BtiDbf, Evidence
 from bezoar.methods.neural_cleanse_inversion import invert
 from bezoar.methods.neural_cleanse_schedule import Inversion
-from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
-from bezoar.methods.recovered import Recovered
+from bezoar.methods.neural_cleanse_triggers import Triggers, pixels_of, predicted
+from bezoar.methods.recovered import Trigger
 
 DEAD = 0.1  # a trigger that carries at most this share is dead
 USUAL = 0.05  # a class with a larger p-value does not stand out
@@ -95,8 +95,8 @@ class Survivors:
         seed: int,
     ) -> None:
         self.original, self.suspects, self.known, self.seed = original, suspects, known, seed
-        self.triggers: list[tuple[str, int, Recovered]] = [
-            (e.method, k, e.recovered)
+        self.triggers = [
+            Trigger(e.method, k, e.recovered)
             for e in evidence
             for k in suspects
             if e.recovered is not None and k in e.recovered.classes
@@ -104,34 +104,35 @@ class Survivors:
         self.pixels, _ = pixels_of(held_out, original)
         if not self.triggers:  # witnesses that look at features alone: a patch is inverted for each
             found = self._patches()
-            self.triggers = [("neural-cleanse", k, found) for k in suspects]
+            self.triggers = [Trigger("neural-cleanse", k, found) for k in suspects]
 
     def after(self, repaired: Classifier) -> Survival:
         """What is left in ``repaired``."""
         carried = {
-            f"{name}, class {self.original.classes[k]}": self.carried(repaired, found, k)
-            for name, k, found in self.triggers
+            f"{t.witness}, class {self.original.classes[t.target]}": self.carried(repaired, t)
+            for t in self.triggers
         }
         return Survival(carried, self._fresh(repaired))
 
-    def carried(self, classifier: Classifier, found: Recovered, k: int) -> float:
-        """The largest share of images of other classes that a trigger carries into ``k``."""
-        images = self.pixels[self._answers != k]
+    def carried(self, classifier: Classifier, trigger: Trigger) -> float:
+        """The largest share of images of other classes that a trigger carries into its class."""
+        images = self.pixels[self._answers != trigger.target]
         if not len(images):
             return 0.0
         made = (
-            found.stamp(images, k),
-            found.stamp(self._shifted(images), k),
-            self._shifted(found.stamp(images, k)),
+            trigger.stamp(images),
+            trigger.stamp(self._shifted(images)),
+            self._shifted(trigger.stamp(images)),
         )
         with classifier.evaluating():
-            return max(float((predicted(classifier, m) == k).float().mean()) for m in made)
+            answers = [predicted(classifier, m) for m in made]
+        return max(float((a == trigger.target).float().mean()) for a in answers)
 
     def worst(self, classifier: Classifier) -> float:
         """The largest share that any trigger carries."""
-        return max(self.carried(classifier, found, k) for _, k, found in self.triggers)
+        return max(self.carried(classifier, trigger) for trigger in self.triggers)
 
-    def _patches(self) -> Recovered:
+    def _patches(self) -> Triggers:
         pixels, labels = pixels_of(self.known, self.original)
         with self.original.evaluating():
             return invert(

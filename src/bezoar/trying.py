@@ -3,12 +3,14 @@
 The repairs are tried from cheap to dear, alone and one after another, on the same images. None sees
 the images that judge it: held-out accuracy, and what of the backdoor survives (``surviving``). The
 first repair that costs at most two points of accuracy, and in which nothing of the backdoor is seen
-any more, ends the search. If none is like that, the one with the best balance is kept,
+any more, ends the search, and so does one whose balance leaves nothing to gain. If none is like
+that, the one with the best balance is kept,
 
     score = worst / 2 + max(0, drop) + (1/50 if a suspect still stands out)
 
 where worst is the largest share that a recovered trigger still carries and drop the loss of
-accuracy: the first two terms are what DER takes off with recovered triggers for the attacker's.
+accuracy (``accuracy_loss``): the first two terms are what DER takes off with recovered triggers for
+the attacker's. Repairs beyond the user's limit come last.
 """
 
 from __future__ import annotations
@@ -16,20 +18,75 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
+from bezoar.accuracy_loss import AccuracyLoss, accuracy_loss
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import IBAU, RNP, TAC, BtiDbf, FineTuning, Method, NeuralCleanse, Repair
-from bezoar.metrics import Rate, accuracy
-from bezoar.surviving import Survival, Survivors
+from bezoar.methods import (
+    IBAU,
+    RNP,
+    TAC,
+    BtiDbf,
+    FineTuning,
+    JointUnlearning,
+    Method,
+    NeuralCleanse,
+    Repair,
+)
+from bezoar.surviving import DEAD, Survival, Survivors
 from bezoar.training import Progress, no_progress
 
 STANDS_OUT = 0.02  # a repair may leave the class easy to reach and the trigger dead
 CHEAP = 0.02  # a loss of accuracy, in [0, 1], below which nothing better is looked for
+ENOUGH = 0.025  # a score below which nothing better is looked for
+
+
+class Step(Protocol):
+    """A method, or what serves as one."""
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+
+    def remove(
+        self, classifier: Classifier, clean: ImageSet, /, *, seed: int, progress: Progress
+    ) -> Repair:
+        """Returns a repaired copy of ``classifier``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unlearning:
+    """Joint unlearning of the triggers that the scan recovered.
+
+    On a network that was repaired before, triggers are recovered again, and all are unlearned.
+
+    Attributes:
+        method: how, and which class.
+        survivors: the original and its triggers.
+    """
+
+    method: JointUnlearning
+    survivors: Survivors
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.method.name
+
+    def remove(
+        self, classifier: Classifier, clean: ImageSet, /, *, seed: int, progress: Progress
+    ) -> Repair:
+        """Returns a repaired copy of ``classifier``."""
+        original, triggers = self.survivors.original, list(self.survivors.triggers)
+        if classifier is not original:
+            triggers += self.method.recover(classifier, clean, seed=seed, progress=progress)
+        return self.method.unlearn(
+            classifier, original, clean, triggers, seed=seed, progress=progress
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +96,15 @@ class Trial:
     Attributes:
         steps: the methods, in their order.
         repair: the last one's; None where a method could not be used.
-        accuracy: on held-out images.
-        drop: loss of accuracy against the original, in [-1, 1].
+        loss: of accuracy, on held-out images.
         survival: what of the backdoor is left.
         seconds: of the last step and of judging it.
         failure: why there is none.
     """
 
-    steps: tuple[Method, ...]
+    steps: tuple[Step, ...]
     repair: Repair | None
-    accuracy: Rate | None = None
-    drop: float = 0.0
+    loss: AccuracyLoss | None = None
     survival: Survival | None = None
     seconds: float = 0.0
     failure: str = ""
@@ -58,6 +113,17 @@ class Trial:
     def name(self) -> str:
         """The steps in words."""
         return ", then ".join(step.name for step in self.steps)
+
+    @property
+    def method(self) -> Method:
+        """The last step's."""
+        last = self.steps[-1]
+        return last.method if isinstance(last, Unlearning) else last  # type: ignore[return-value]
+
+    @property
+    def drop(self) -> float:
+        """The loss of accuracy against the original, in [-1, 1]; 0 where there is no repair."""
+        return self.loss.value if self.loss else 0.0
 
     @property
     def score(self) -> float:
@@ -71,8 +137,9 @@ class Trial:
         """A row of the table of what was tried."""
         return {
             "steps": [step.name for step in self.steps],
-            "accuracy": self.accuracy and self.accuracy.as_record(),
-            "accuracy_drop": self.drop if self.survival else None,
+            "accuracy": self.loss and self.loss.after.as_record(),
+            "accuracy_drop": self.loss and self.loss.value,
+            "loss": self.loss and self.loss.as_record(),
             "survival": self.survival and self.survival.as_record(),
             "score": self.score if self.survival else None,
             "seconds": self.seconds,
@@ -80,34 +147,32 @@ class Trial:
         }
 
 
-def plan_for(
-    suspects: Sequence[int], found_by: Method | None = None
-) -> tuple[tuple[Method, ...], ...]:
+def plan_for(survivors: Survivors, found_by: Method | None = None) -> tuple[tuple[Step, ...], ...]:
     """What is tried, in its order; a repair that starts with others follows after them.
 
     Args:
-        suspects: classes, most suspicious first.
+        survivors: the triggers and the suspects of the original, most suspicious first.
         found_by: the witness that decided the first one; if it is none of ours and repairs, too,
             it comes last, as it was given.
     """
-    first = suspects[0] if suspects else None
-    own: list[tuple[Method, ...]] = []
+    first = survivors.suspects[0]
+    own: list[tuple[Step, ...]] = []
     if found_by is not None and type(found_by).remove is not Method.remove:
         ours = isinstance(found_by, RNP | TAC | BtiDbf | NeuralCleanse | FineTuning | IBAU)
         if "target_class" in found_by.__struct_fields__:
             found_by = replace(found_by, target_class=first)
         own = [] if ours else [(found_by,)]
+    unlearn = Unlearning(JointUnlearning(target_class=first), survivors)
     forget = FineTuning(schedule="super-convergent")
-    prune, generated = RNP(), BtiDbf()
-    patch, shift = NeuralCleanse(target_class=first), TAC(target_class=first)
+    prune, shift = RNP(), TAC(target_class=first)
     return (
+        (unlearn,),
         (forget,),
-        (prune,),
-        (generated,),
-        (patch,),
-        (IBAU(),),
-        (generated, patch),
+        (BtiDbf(),),
         (shift,),
+        (prune,),
+        (unlearn, unlearn),
+        (IBAU(),),
         *own,
     )
 
@@ -117,7 +182,7 @@ def try_repairs(
     known: ImageSet,
     held_out: ImageSet,
     survivors: Survivors,
-    plan: Sequence[tuple[Method, ...]],
+    plan: Sequence[tuple[Step, ...]],
     *,
     max_accuracy_drop: float,
     seed: int,
@@ -141,8 +206,7 @@ def try_repairs(
     Raises:
         InputError: no method of the plan can be used on this network.
     """
-    before = _accuracy(original, held_out)
-    done: dict[tuple[Method, ...], Repair] = {}
+    done: dict[tuple[Step, ...], Repair] = {}
     trials: list[Trial] = []
     for steps in plan:
         started = time.perf_counter()
@@ -157,12 +221,10 @@ def try_repairs(
             trials.append(Trial(steps, None, failure=str(error)))
             continue
         done[steps] = repair
-        after = _accuracy(repair.classifier, held_out)
         trial = Trial(
             steps,
             repair,
-            after,
-            before.value - after.value,
+            accuracy_loss(original, repair.classifier, held_out, seed=seed),
             survivors.after(repair.classifier),
             time.perf_counter() - started,
         )
@@ -179,9 +241,6 @@ def try_repairs(
 def _sufficient(trial: Trial, max_accuracy_drop: float) -> bool:
     left = trial.survival
     most = min(CHEAP, max_accuracy_drop) + 1e-12
-    return left is not None and left.removed and trial.drop <= most
-
-
-def _accuracy(classifier: Classifier, images: ImageSet) -> Rate:
-    labels = images.require_labels("judging a repair").to(classifier.device)
-    return accuracy(classifier.logits(images).argmax(1), labels)
+    if left is None or trial.drop > most:
+        return False
+    return left.removed or (left.worst <= DEAD and trial.score <= ENOUGH)

@@ -41,6 +41,7 @@ from bezoar.methods import (
     FinePruning,
     FineTuning,
     FreD,
+    JointUnlearning,
     Method,
     NeuralCleanse,
     Repair,
@@ -210,6 +211,15 @@ ROWS = {
         ),
         why="of 8x8 pixels a trigger is a larger part than of a photograph: the default radius "
         "does not reach it, and the weaker forms of a pattern even less",
+        only_clean_images=False,
+    ),
+    "joint-unlearning": Row(
+        lambda: JointUnlearning(
+            generated=ROWS["bti-dbf"].quick(),
+            exposed=ROWS["rnp"].quick(),
+            inversion=Inversion(epochs=3, steps=2, batch_size=4),
+            recipe=SHORT,
+        ),
         only_clean_images=False,
     ),
     "nad": Row(lambda: NAD(teacher=replace(SHORT, epochs=1), student=SHORT)),

@@ -15,6 +15,7 @@ from bezoar.methods.fred import FreD
 from bezoar.methods.fst import FST
 from bezoar.methods.ft_sam import FTSAM
 from bezoar.methods.i_bau import IBAU
+from bezoar.methods.joint_unlearning import JointUnlearning
 from bezoar.methods.method import (
     Evidence,
     Method,
@@ -55,6 +56,7 @@ __all__ = [
     "FinePruning",
     "FineTuning",
     "FreD",
+    "JointUnlearning",
     "Method",
     "Needs",
     "NeuralCleanse",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -20,3 +21,22 @@ class Recovered(Protocol):
         Raises:
             InputError: there is no trigger for ``k``.
         """
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A recovered trigger for one class, and who recovered it.
+
+    Attributes:
+        witness: the method's name.
+        target: the class that it leads to.
+        recovered: what puts it on images.
+    """
+
+    witness: str
+    target: int
+    recovered: Recovered
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Puts it on images (n, c, h, w) in [0, 1]; the same range back."""
+        return self.recovered.stamp(images, self.target)
