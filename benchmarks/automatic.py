@@ -68,41 +68,51 @@ def subjects(options: Options) -> Iterator[tuple[str, str, int]]:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means for each half."""
+    """Means for each half, with and without precaution, and each seed."""
+    kinds = sorted({(r["half"], r["precaution"], r["seed"]) for r in runs})
     rows = []
-    for half in sorted({r["half"] for r in runs}):
-        for precaution in (False, True):
-            own = [r for r in runs if r["half"] == half and r["precaution"] == precaution]
-            if not own:
-                continue
-            bad = [r for r in own if r["status"] == "backdoored"]
-            clean = [r for r in own if r["status"] == "clean"]
-            row: dict[str, Any] = {
-                "half": half,
-                "precaution": precaution,
-                "backdoored": len(bad),
-                "clean": len(clean),
-                "flagged": sum(r["verdict"] != "nothing found" for r in bad),
-                "found": sum(r["verdict"] == "backdoor found" for r in bad),
-                "target right": sum(r["first"] == r["target"] for r in bad),
-                "false alarms": sum(r["verdict"] != "nothing found" for r in clean),
-                "seconds": statistics.fmean(r["processor seconds"] for r in own),
+    for kind in kinds:
+        own = [r for r in runs if (r["half"], r["precaution"], r["seed"]) == kind]
+        bad = [r for r in own if r["status"] == "backdoored"]
+        clean = [r for r in own if r["status"] == "clean"]
+        row: dict[str, Any] = {
+            "half": kind[0],
+            "precaution": kind[1],
+            "seed": kind[2],
+            "backdoored": len(bad),
+            "clean": len(clean),
+            "flagged": sum(r["verdict"] != "nothing found" for r in bad),
+            "found": sum(r["verdict"] == "backdoor found" for r in bad),
+            "target right": sum(r["first"] == r["target"] for r in bad),
+            "false alarms": sum(r["verdict"] != "nothing found" for r in clean),
+            "seconds": statistics.fmean(r["processor seconds"] for r in own),
+        }
+        if bad:
+            attacks: dict[str, list[float]] = {}
+            for r in bad:
+                attacks.setdefault(r["attack"], []).append(r["der"])
+            row |= {
+                "acc drop": statistics.fmean(_lost(r) for r in bad),
+                "asr after": statistics.fmean(_after(r, "asr") for r in bad),
+                "acc less ra after": statistics.fmean(
+                    _after(r, "acc") - _after(r, "ra") for r in bad
+                ),
+                "der": statistics.fmean(r["der"] for r in bad),
+                "worst der": min(r["der"] for r in bad),
+                "worst attack's der": min(map(statistics.fmean, attacks.values())),
             }
-            if bad:
-                row |= {
-                    "acc drop": statistics.fmean(_lost(r) for r in bad),
-                    "asr after": statistics.fmean(r["after"]["asr"]["value"] for r in bad),
-                    "der": statistics.fmean(r["der"] for r in bad),
-                    "worst der": min(r["der"] for r in bad),
-                }
-            if clean:
-                row["acc drop, clean"] = statistics.fmean(_lost(r) for r in clean)
-            rows.append(row)
+        if clean:
+            row["acc drop, clean"] = statistics.fmean(_lost(r) for r in clean)
+        rows.append(row)
     return rows
 
 
 def _lost(run: dict[str, Any]) -> float:
-    return float(run["before"]["acc"]["value"] - run["after"]["acc"]["value"])
+    return float(run["before"]["acc"]["value"]) - _after(run, "acc")
+
+
+def _after(run: dict[str, Any], what: str) -> float:
+    return float(run["after"][what]["value"])
 
 
 def main(options: Options) -> None:

@@ -25,7 +25,7 @@ RATE = {"value", "low", "high", "count"}
 # What identifies a run; everything else in a row was measured.
 KEYS = (
     *("model", "method", "kind", "networks", "name", "attack", "clean images", "target"),
-    *("factor", "setting"),
+    *("factor", "setting", "half", "precaution"),
 )
 # Numbers that are names: an average of class indices says nothing.
 NAMES = ("first", "target", "target_class")

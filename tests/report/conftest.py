@@ -155,6 +155,7 @@ def _clean(classes: int, verdict: str) -> dict[str, Any]:
         "after": {"accuracy": _share(0.836)},
         "agreement": _share(0.952, 0.02),
         "accuracy_drop": 0.012,
+        "loss": {"counted": 0.012, "expected": 0.012, "value": 0.012, "error": 0.009},
         "max_accuracy_drop": 0.04,
         "written": True,
         "forced": False,

@@ -130,7 +130,8 @@ def test_what_a_repair_record_says_is_on_the_page(make_record):
         "84.8 % → 83.6 %",
         "95 % interval 79.6\u201387.6 %",
         "95.2 %",
-        "The repair lost 1.2 points of accuracy; 4.0 points were allowed.",
+        "The repair lost an estimated 1.2 points of accuracy, give or take 0.9 points; 4.0 points "
+        "were allowed.",
         record["method"]["reason"],
         record["output"]["sha256"],
         "48 more tensors",

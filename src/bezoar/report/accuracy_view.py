@@ -35,6 +35,11 @@ def read_accuracy(repair: Mapping[str, Any], most: float | None) -> IntervalChar
     if before.value is not None and most is not None and 0 <= before.value - most <= 1:
         limit = before.value - most
     caption = "Measured on held-out clean images."
+    if fields.mapping(repair.get("loss")):
+        caption += (
+            " The loss is estimated from these counts and from how sure both networks are of the "
+            "true classes, which tells it more closely."
+        )
     return interval_chart(title, caption, shares, limit=limit, limit_rows=2)
 
 
@@ -47,10 +52,19 @@ def unmeasured(repair: Mapping[str, Any]) -> str:
     return f"Accuracy was not measured: {why}"
 
 
-def drop_in_words(drop: float | None, most: float | None) -> str:
-    """How much accuracy the repair cost; nothing where that is not known."""
+def drop_in_words(drop: float | None, most: float | None, error: float | None = None) -> str:
+    """How much accuracy the repair cost; nothing where that is not known.
+
+    Args:
+        drop: the loss, in [-1, 1].
+        most: what was allowed.
+        error: the standard error, where the loss was estimated.
+    """
     if drop is None:
         return ""
     verb = "gained" if drop < 0 else "lost"
     told = f"The repair {verb} {words.points(abs(drop))} of accuracy"
+    if error is not None:
+        told = f"The repair {verb} an estimated {words.points(abs(drop))} of accuracy"
+        told += f", give or take {words.points(error)}"
     return told + ("." if most is None else f"; {words.points(most)} were allowed.")

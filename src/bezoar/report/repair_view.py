@@ -138,7 +138,9 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
         accuracy=read_accuracy(repair, most),
         unmeasured=unmeasured(repair),
         synthetic=read_synthetic(own),
-        drop=drop_in_words(drop, most),
+        drop=drop_in_words(
+            drop, most, fields.number(fields.mapping(repair.get("loss")).get("error"))
+        ),
         wrapped=_wrapped(repair, changes),
         changes=changes[:LARGEST_SHOWN],
         more_changes=changes[LARGEST_SHOWN:MOST_TENSORS],
