@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from bezoar import cli, pipeline
+from bezoar import cli, pipeline, scanning
 from bezoar.commands.scan import Scan, exit_code
 from bezoar.errors import InputError
 from bezoar.executors import HereExecutor, LocalExecutor, RayExecutor
@@ -124,6 +124,10 @@ def test_rows_are_read_with_their_facts(files, manifest, monkeypatch):
         ("model,images\nplanted.toml,none\n", "line 2: there is no file or folder"),
         ("model,images\nplanted.toml,\n", "line 2: no images are named; fill the column 'images'"),
         ("model\nplanted.toml\n", "line 2: no images are named"),
+        (
+            "model,images,architecture,mean,std\nplanted.safetensors,-,bezoar:small-cnn,0.3,0.35\n",
+            "line 2: without images, input_size must say",
+        ),
         ("model,images\nplanted.toml,clean.npz,x\n", "line 2: there are 3 cells and 2 columns"),
         ('model,images\n"planted.toml,clean.npz\n', "this is no CSV"),
         ("model,images\nplanted.pt,clean.npz\n", "line 2: {files}/planted.pt does not say which"),
@@ -351,6 +355,25 @@ def run(capsys):
 
 
 HERE = ("--executor", "here")
+
+
+def test_a_row_without_images_is_scanned_without_any(run, files, manifest, tmp_path):
+    path = manifest(row("planted.toml"), row("planted.toml", "-"))
+    code, said, _ = run("scan", "--manifest", path, "--out", tmp_path / "out", *HERE)
+    assert code in (0, 1)
+    assert "1 of them without images" in " ".join(said.split())
+    records = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*.json")]
+    (blind,) = (record for record in records if record["images"] is None)
+    assert {w["method"] for w in blind["evidence"]} == set(scanning.WITHOUT_IMAGES)
+    assert blind["verdict"] != "backdoor found"
+    rows = read_manifest(path)
+    assert [one.images is None for one in rows] == [False, True] and "images" not in rows[1].files
+    for options, said in (
+        (ScanOptions(audit=True), "an audit needs clean images"),
+        (ScanOptions(methods=("tac",)), "'tac' needs clean images"),
+    ):
+        with pytest.raises(InputError, match=f"line 3 of the manifest names no images: .*{said}"):
+            scan_models(rows, options, HereExecutor())
 
 
 def test_the_command_shows_a_table_and_keeps_records(run, files, manifest, tmp_path):

@@ -84,9 +84,20 @@ def scan_models(
         "not usable".
 
     Raises:
-        InputError: ``out`` cannot be made, or a record cannot be written.
+        InputError: ``out`` cannot be made, a record cannot be written, or a model without images is
+            to be audited or looked at by a method that needs them.
     """
     started = time.perf_counter()
+    blind = next((row for row in rows if row.images is None), None)
+    if blind is not None:
+        try:
+            pipeline.find_witnesses(options.methods, has_images=False)
+            if options.audit:
+                raise InputError("an audit needs clean images of the task")
+        except InputError as error:
+            raise InputError(
+                f"line {blind.line} of the manifest names no images: {error}"
+            ) from None
     if out is not None:
         make_folder(out)
     names = _names(rows, options)
@@ -121,9 +132,9 @@ def scan_models(
 def scan_one(
     *,
     weights: str,
-    images: str,
     description: dict[str, Any],
     options: dict[str, Any],
+    images: str | None = None,
     source: str | None = None,
     pattern: str | None = None,
 ) -> dict[str, Any]:
@@ -131,9 +142,9 @@ def scan_one(
 
     Args:
         weights: the file of weights.
-        images: a folder or file with images.
         description: the ``ModelDescription``, in which the weights may lie elsewhere.
         options: the ``ScanOptions``.
+        images: a folder or file with images; None scans without any.
         source: the file of an architecture of the user's own.
         pattern: chooses parquet files in the folder ``images``.
 
@@ -147,20 +158,21 @@ def scan_one(
     chosen = msgspec.convert(options, ScanOptions)
     report("reading", 0.0)
     loaded = load_model(described, device=chosen.device)
-    clean = ImageSet.open(
-        images if pattern is None else str(Path(images) / pattern),
-        channels=loaded.description.channels,
-        size=loaded.classifier.input_size,
-        resize=chosen.resize,
-        classes=loaded.description.classes,
-    )
-    if chosen.limit is not None and chosen.limit < len(clean):
-        clean = clean.sample(chosen.limit, seed=chosen.seed)
-    look = audit.audit if chosen.audit else pipeline.scan
-    finding = look(
-        loaded.classifier, clean, seed=chosen.seed, witnesses=chosen.methods, progress=report
-    )
-    record = finding.record
+    how: dict[str, Any] = {"seed": chosen.seed, "witnesses": chosen.methods, "progress": report}
+    if images is None:
+        record = pipeline.scan(loaded.classifier, **how).record
+    else:
+        clean = ImageSet.open(
+            images if pattern is None else str(Path(images) / pattern),
+            channels=loaded.description.channels,
+            size=loaded.classifier.input_size,
+            resize=chosen.resize,
+            classes=loaded.description.classes,
+        )
+        if chosen.limit is not None and chosen.limit < len(clean):
+            clean = clean.sample(chosen.limit, seed=chosen.seed)
+        look = audit.audit if chosen.audit else pipeline.scan
+        record = look(loaded.classifier, clean, **how).record
     record["model"] |= loaded.as_record()
     record["notices"] = [*record["notices"], *loaded.notices]
     return to_json(record)  # type: ignore[no-any-return]  # a dict gives a dict
@@ -170,7 +182,7 @@ def _task(name: str, row: Row, options: ScanOptions) -> Task:
     arguments: dict[str, Any] = {
         "description": msgspec.to_builtins(row.description),
         "options": msgspec.to_builtins(options),
-        "pattern": split_pattern(row.images)[1],
+        "pattern": None if row.images is None else split_pattern(row.images)[1],
     }
     return Task(key=name, function=scan_one, arguments=arguments, files=row.files)
 
@@ -198,9 +210,8 @@ def _names(rows: Sequence[Row], options: ScanOptions) -> dict[str, Row]:
         facts = msgspec.to_builtins(row.description) | {"weights": None}
         if "source" in content:
             facts["architecture"] = row.description.architecture.rpartition(":")[2]
-        made_from = json.dumps(
-            [settings, content, facts, split_pattern(row.images)[1]], sort_keys=True
-        )
+        pattern = None if row.images is None else split_pattern(row.images)[1]
+        made_from = json.dumps([settings, content, facts, pattern], sort_keys=True)
         digest = hashlib.sha256(made_from.encode()).hexdigest()
         named[_unused(f"{Path(row.path).stem}-{digest[:12]}", named)] = row
     return named
@@ -233,7 +244,8 @@ def _with_sources(record: dict[str, Any], row: Row) -> dict[str, Any]:
         "file": row.description.weights,
         "architecture": row.description.architecture,
     }
-    record["images"]["source"] = row.images
+    if row.images is not None:
+        record["images"]["source"] = row.images
     return record
 
 

@@ -22,6 +22,7 @@ from bezoar.intake.description import describe, read_fields
 
 FACTS = ("architecture", "mean", "std", "input_size", "classes")
 COLUMNS = ("model", "images", *FACTS)
+WITHOUT = "-"  # in the column of images: there are none, and a gap would be a mistake
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,25 +33,22 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         model: the model.toml or file of weights, as the manifest has it.
         path: the same, as it is opened.
         description: complete but for what is read off the weights.
-        images: the folder, file or pattern.
+        images: the folder, file or pattern; None where there are none.
     """
 
     line: int
     model: str
     path: str
     description: ModelDescription
-    images: str
+    images: str | None
 
     @property
     def files(self) -> dict[str, str]:
         """What a scan reads: argument of ``scan_one`` → path."""
         source, _, _ = self.description.architecture.rpartition(":")
         own_code = {"source": source} if source.endswith(".py") else {}
-        return {
-            "weights": self.description.weights,
-            "images": split_pattern(self.images)[0],
-            **own_code,
-        }
+        images = {} if self.images is None else {"images": split_pattern(self.images)[0]}
+        return {"weights": self.description.weights, **images, **own_code}
 
 
 def read_manifest(
@@ -144,8 +142,15 @@ def _row(
     fields = read_fields(path) if is_toml else {"weights": weights}
     description = describe({**fields, **given, **own}, str(path))
     source = str(folder / cells["images"]) if "images" in cells else images
-    if source is None:
-        raise InputError("no images are named; fill the column 'images', or give --images for all")
+    if cells.get("images") == WITHOUT:
+        source = None
+        if description.input_size is None:
+            raise InputError("without images, input_size must say what the model takes")
+    elif source is None:
+        raise InputError(
+            "no images are named; fill the column 'images', or give --images for all, or scan "
+            f"without images by {WITHOUT!r} in that column"
+        )
     row = Row(
         line=line, model=cells["model"], path=str(path), description=description, images=source
     )
@@ -177,7 +182,9 @@ def _repeated(path: Path, rows: Sequence[Row]) -> list[str]:
     first: dict[str, int] = {}
     repeated = []
     for row in rows:
-        places = [str(Path(file).resolve()) for file in (row.description.weights, row.images)]
+        places = [
+            str(Path(file).resolve()) for file in (row.description.weights, row.images) if file
+        ]
         facts = msgspec.structs.replace(row.description, weights="")
         same = json.dumps([places, msgspec.to_builtins(facts)], sort_keys=True)
         if first.setdefault(same, row.line) != row.line:

@@ -218,6 +218,12 @@ def print_fleet(summary: dict[str, Any]) -> None:
             console.print(f"{model['model']} (line {model['line']}): {model['failed']['reason']}")
     told = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
     console.print(f"{len(summary['models'])} models: {told}.")
+    blind = sum(model["images"] is None for model in summary["models"])
+    if blind:
+        console.print(
+            f"{blind} of them without images: nothing is recovered then, and none is more than "
+            "suspicious."
+        )
     before = sum(model.get("scanned") == "before" for model in summary["models"])
     if before:
         console.print(f"{before} of them were scanned by an earlier call.")
