@@ -1,9 +1,10 @@
 """``bezoar clean`` without a method: what it says, keeps and leaves of the attack.
 
     BEZOAR_DATA=... python benchmarks/automatic.py [--half held-out] [--sets pool third-party]
+    BEZOAR_DATA=... python benchmarks/automatic.py --images 0
 
 Each model is scanned, cleaned and scanned again with one fixed setting and 500 clean images of the
-test file; the true trigger is used afterwards, on 2,000 images that took no part. What was not
+test file, or without any; the true trigger is used afterwards, on 2,000 images that took no part. What was not
 accepted, and what was left untouched because nothing was found, counts as the model was. The order
 of the repairs was chosen on the pool's development half. Each run is written to
 ``results/automatic.json`` at once, and a rerun does only what is missing.
@@ -41,6 +42,7 @@ class Options:
         half: of the pool.
         models: names; by default all.
         seeds: each draws other clean images.
+        images: clean images; 0 cleans without any.
         precaution: clean models in which nothing was found, too.
         executor: where, and how many side by side.
         out: the result file.
@@ -50,6 +52,7 @@ class Options:
     half: Literal["development", "held-out"] = "held-out"
     models: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
+    images: int = 500
     precaution: bool = False
     executor: str = "local:2"
     out: Path = RESULTS
@@ -68,17 +71,21 @@ def subjects(options: Options) -> Iterator[tuple[str, str, int]]:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means for each half, with and without precaution, and each seed."""
-    kinds = sorted({(r["half"], r["precaution"], r["seed"]) for r in runs})
+    """Means for each half, number of images, with and without precaution, and each seed."""
+
+    def kind_of(run: dict[str, Any]) -> tuple[str, int, bool, int]:
+        return run["half"], -run["clean images"], run["precaution"], run["seed"]
+
     rows = []
-    for kind in kinds:
-        own = [r for r in runs if (r["half"], r["precaution"], r["seed"]) == kind]
+    for kind in sorted(set(map(kind_of, runs))):
+        own = [r for r in runs if kind_of(r) == kind]
         bad = [r for r in own if r["status"] == "backdoored"]
         clean = [r for r in own if r["status"] == "clean"]
         row: dict[str, Any] = {
             "half": kind[0],
-            "precaution": kind[1],
-            "seed": kind[2],
+            "clean images": -kind[1],
+            "precaution": kind[2],
+            "seed": kind[3],
             "backdoored": len(bad),
             "clean": len(clean),
             "flagged": sum(r["verdict"] != "nothing found" for r in bad),
@@ -121,7 +128,7 @@ def main(options: Options) -> None:
     if options.out.exists():
         done = json.loads(options.out.read_text())
     runs: list[dict[str, Any]] = done["runs"]
-    known = {(r["set"], r["model"], r["seed"], r["precaution"]) for r in runs}
+    known = {(r["set"], r["model"], r["seed"], r["clean images"], r["precaution"]) for r in runs}
     tasks = [
         Task(
             key=f"{kind} {name} {seed}",
@@ -130,11 +137,12 @@ def main(options: Options) -> None:
                 "kind": kind,
                 "name": name,
                 "seed": seed,
+                "images": options.images,
                 "precaution": options.precaution,
             },
         )
         for kind, name, seed in subjects(options)
-        if (kind, name, seed, options.precaution) not in known
+        if (kind, name, seed, options.images, options.precaution) not in known
     ]
     done |= {
         "title": "Cleaning without naming a method",
@@ -155,6 +163,7 @@ def main(options: Options) -> None:
             row["verdict"],
             f"first {row['first']} of {row['target']}",
             row["kept"],
+            row["method"],
             [(t["steps"], t["accuracy_drop"], t["survival"]) for t in row["trials"]],
             row["before"],
             row["after"],

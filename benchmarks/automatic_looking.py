@@ -13,17 +13,29 @@ from measured_models import MODELS
 from null_networks import CLEAN_IMAGES
 from pool_methods import clean_accuracy
 
+from bezoar.classifier import Classifier
 from bezoar.evaluation import compare, evaluate
 from bezoar.executors import report
 from bezoar.pipeline import clean
 
 
-def look(*, kind: str, name: str, seed: int, precaution: bool = False) -> dict[str, Any]:
-    """Cleans one model and measures it."""
+def look(
+    *, kind: str, name: str, seed: int, images: int, precaution: bool = False
+) -> dict[str, Any]:
+    """Cleans one model with so many clean images, or none, and measures it."""
     torch.set_num_threads(1)
     report("reading", 0.0)
-    one = MODELS[kind](name, CLEAN_IMAGES, seed)
-    classifier, known, test, attack = one.classifier, one.clean, one.test, one.attack
+    one = MODELS[kind](name, images or CLEAN_IMAGES, seed)
+    classifier, test, attack = one.classifier, one.test, one.attack
+    known = one.clean if images else None
+    if known is None:
+        classifier = Classifier(
+            classifier.network,
+            mean=classifier.mean,
+            std=classifier.std,
+            classes=classifier.classes,
+            input_size=(one.clean.shape[1], one.clean.shape[2]),
+        )
     started, used = time.perf_counter(), time.process_time()
     repair = clean(classifier, known, seed=seed, precaution=precaution, progress=report)
     record = repair.record
@@ -32,7 +44,7 @@ def look(*, kind: str, name: str, seed: int, precaution: bool = False) -> dict[s
         "model": name,
         "seed": seed,
         "precaution": precaution,
-        "clean images": len(known),
+        "clean images": images,
         "seconds": time.perf_counter() - started,
         "processor seconds": time.process_time() - used,
         "verdict": record["scan"]["verdict"],
@@ -49,6 +61,7 @@ def look(*, kind: str, name: str, seed: int, precaution: bool = False) -> dict[s
         "kept": record.get("kept"),
         "rescan": record["rescan"]["verdict"] if record.get("rescan") else None,
         "aftercare": record.get("aftercare"),
+        "method": record["method"]["name"] if "method" in record else None,
     } | one.facts
     # What was not accepted is not written, so the user keeps the model as it was.
     kept = repair.classifier if record["accepted"] else classifier

@@ -144,7 +144,7 @@ def main() -> None:
     null = null_networks(complete)
     automatic = FOLDER / "automatic.json"
     later = json.loads(automatic.read_text())["runs"] if automatic.exists() else []
-    later = [r for r in later if r["seed"] == 0 and not r["precaution"]]
+    later = [r for r in later if r["seed"] == 0 and r["clean images"] and not r["precaution"]]
     table: list[dict[str, Any]] = []
     many = [network for network in null if network["classes"] > MANY]
     few = [network for network in null if network["classes"] <= MANY]

@@ -15,7 +15,7 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.judging import judge_repair
-from bezoar.methods import TAC, FineTuning, Repair, is_data_free, methods
+from bezoar.methods import TAC, Evidence, FineTuning, Method, Repair, is_data_free, methods
 from bezoar.methods.method import Needs
 from bezoar.metrics import rate
 from bezoar.records import to_json
@@ -336,18 +336,64 @@ def test_a_method_that_does_not_stand_by_its_work_is_believed(kind, digits, plan
     )
 
 
-@pytest.mark.parametrize(("public", "name"), [(False, "dhbe"), (True, "fred")])
-def test_without_a_method_and_images_what_needs_none_is_taken(public, name, planted, monkeypatch):
-    class Brief(Shake, frozen=True, kw_only=True):
-        needs: ClassVar[Needs] = "public images" if public else "nothing"
+class Brief(Shake, frozen=True, kw_only=True):
+    """A repair that is a copy, and knows what it was asked for."""
 
-        def remove(self, classifier, _images, *, seed=0, progress=None):
-            return Repair(classifier.copy(), {})
+    measures: bool = False
+    target_class: int | None = None
 
-    Brief.name = name
-    monkeypatch.setattr(pipeline, "FreD" if public else "DHBE", Brief)
-    drawn = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
-    given = ImageSet(drawn) if public else None
-    record = pipeline.clean(planted, public=given).record
-    assert record["method"]["name"] == name and record["scan"] is None
-    assert record["method"]["reason"] == f"There are no images of the task; {name} needs none."
+    def remove(self, classifier, _images=None, *, seed=0, progress=None):
+        return Repair(classifier.copy(), {})
+
+
+class Blind(Method, frozen=True, kw_only=True):
+    """Names a class without an image."""
+
+    name: ClassVar[str] = "blind"
+    needs: ClassVar[Needs] = "nothing"
+    inspects: ClassVar[bool] = True
+
+    named: int | None = None
+
+    def inspect(self, classifier, clean=None, *, seed=0, progress=None):
+        assert clean is None
+        p_values = [1.0] * 10
+        if self.named is not None:
+            p_values[self.named] = 1e-6
+        zeros = (0.0,) * 10
+        return Evidence("blind", "Nothing", zeros, zeros, tuple(p_values), "none")
+
+
+def chosen(monkeypatch, name, title, needs="nothing"):
+    kind = type("Chosen", (Brief,), {"__annotations__": {}}, frozen=True, kw_only=True)
+    kind.name, kind.needs = title, needs
+    monkeypatch.setattr(pipeline, name, kind)
+
+
+def test_with_public_images_and_no_method_fred_is_taken(planted, monkeypatch):
+    chosen(monkeypatch, "FreD", "fred", "public images")
+    drawn = ImageSet(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8))
+    record = pipeline.clean(planted, public=drawn).record
+    assert record["method"]["name"] == "fred" and record["scan"] is None
+    assert record["method"]["reason"] == "There are no images of the task; fred needs none."
+
+
+def test_without_images_the_class_that_the_weights_betray_is_repaired(planted, monkeypatch):
+    chosen(monkeypatch, "SyntheticUnlearning", "synthetic-unlearning")
+    record = pipeline.clean(planted, witnesses=[Blind(named=6)]).record
+    assert record["method"]["name"] == "synthetic-unlearning"
+    assert record["method"]["configuration"]["target_class"] == 6
+    assert record["method"]["reason"].endswith("synthetic-unlearning needs none.")
+    assert record["scan"]["verdict"] == "suspicious" and record["rescan"] is None
+    assert record["judged_on"] == "no images" and record["accepted"]
+    with pytest.raises(InputError, match="needs clean images"):
+        pipeline.clean(planted, witnesses=["tac"])
+
+
+def test_without_images_and_without_a_suspect_a_model_is_left_untouched(planted, monkeypatch):
+    chosen(monkeypatch, "DHBE", "dhbe")
+    record = plain(pipeline.clean(planted, witnesses=[Blind()]).record)
+    assert record["untouched"] and record["accepted"]
+    assert record["outcome"].startswith("Left untouched: the scan found nothing")
+    careful = pipeline.clean(planted, witnesses=[Blind()], precaution=True).record
+    assert careful["method"]["name"] == "dhbe" and not careful["untouched"]

@@ -23,6 +23,7 @@ from bezoar.methods import (
     Method,
     Needs,
     Repair,
+    SyntheticUnlearning,
     is_data_free,
     methods,
     takes_no_task_image,
@@ -41,6 +42,7 @@ from bezoar.trying import Trial, plan_for, try_repairs
 from bezoar.verdict import Verdict
 
 HELD_OUT = 0.2  # share of the clean images that judge a repair and take no part in it
+WITHOUT = "There are no images of the task; {} needs none."
 PRECAUTION = 0.01  # largest loss of accuracy where nothing was found
 
 
@@ -61,10 +63,12 @@ def clean(
     Without ``method``, a classifier in which nothing is found comes back as an unchanged copy
     (``precaution`` repairs it all the same), and one with a suspected class is repaired in several
     ways, of which the best is kept (``trying``); images without labels are given the classifier's
-    own answers. Without images of the task, the choice falls on what needs none: FreD with public
-    images, else DHBE. With ``method``, it is always repaired. A method that needs nothing, or
-    public images, is given no image of the task: all that there are judge its work, and without any
-    there is no scan, and what it measured itself is told instead.
+    own answers. Without images of the task, the choice falls on FreD where there are public ones.
+    Without those, too, the scan looks at the weights alone, and a suspected class is repaired by
+    synthetic unlearning (``precaution`` takes DHBE where there is none, which asks for no class).
+    With ``method``, it is always repaired. A method that needs nothing, or public images, is given
+    no image of the task: all that there are judge its work, and without any there is no scan before
+    it, and what it measured itself is told instead.
 
     Args:
         classifier: the suspect; it stays as it is. Without images it needs an ``input_size``.
@@ -95,7 +99,8 @@ def clean(
     if precaution and chosen is not None:
         raise InputError("precaution is for a choice of methods; leave it or the method out")
     check_needs(chosen, has_images=images is not None, has_public=public is not None)
-    find_witnesses(witnesses)  # refuses an unknown one before any work
+    blind = chosen is None and images is None and public is None
+    find_witnesses(witnesses, has_images=not blind)  # refuses an unknown one before any work
     if images is not None and chosen is not None and not takes_no_task_image(chosen):
         images.require_labels("cleaning")
     if public is not None:
@@ -103,9 +108,8 @@ def clean(
     if isinstance(public, ImageSet):
         public = ImageSet(public.images, notices=public.notices, names=public.names)
     reason = _reason(chosen)
-    if chosen is None and images is None:
-        chosen = DHBE() if public is None else FreD()
-        reason = f"There are no images of the task; {chosen.name} needs none."
+    if chosen is None and public is not None:
+        chosen, reason = FreD(), WITHOUT.format("fred")
     finding, unseen = _look(classifier, images, chosen, witnesses, seed, progress)
     evidence = finding.evidence if finding else ()
     record = describe(classifier, images, seed) | {
@@ -121,6 +125,11 @@ def clean(
         record |= {"accepted": True, "untouched": True, "outcome": outcome}
         record |= {"seconds": {"total": time.perf_counter() - started}}
         return Repair(classifier.copy(), record, evidence)
+    if chosen is None and images is None:
+        assert finding is not None  # noqa: S101 (``_look`` without a method)
+        suspects = finding.suspects
+        chosen = SyntheticUnlearning(target_class=suspects[0]) if suspects else DHBE()
+        reason = WITHOUT.format(chosen.name)
     survivors: Survivors | None = None
     known: ImageSet | None = None
     best: Trial | None = None
@@ -276,8 +285,13 @@ def _look(
     seed: int,
     progress: Progress,
 ) -> tuple[Finding | None, list[str]]:
-    """The scan before a repair, or why there is none: a repair without images needs none."""
+    """The scan before a repair, or why there is none: a repair without images needs none.
+
+    Where the method is still to be chosen, the weights alone are scanned without images.
+    """
     check_runs(classifier, images)
+    if images is None and method is None:
+        return scan(classifier, seed=seed, witnesses=witnesses, progress=progress), []
     if images is None:
         return None, [
             "The model was not scanned: a scan needs clean images of the task, and none were given."

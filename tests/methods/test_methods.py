@@ -45,6 +45,7 @@ from bezoar.methods import (
     Method,
     NeuralCleanse,
     Repair,
+    SyntheticUnlearning,
     Weights,
     methods,
     takes_public,
@@ -249,6 +250,15 @@ ROWS = {
         full=lambda: SAU(examples=Examples(radius=0.5, step_size=0.25)),
         why="as i-bau's: of 8x8 pixels a trigger is a larger part, and the default radius does not "
         "reach it",
+        only_clean_images=False,
+    ),
+    "synthetic-unlearning": Row(
+        lambda: SyntheticUnlearning(
+            count=60,
+            synthesis=Synthesis(steps=20, batch_size=32, width=8),
+            margin=MMBD(steps=3),
+            unlearning=replace(ROWS["joint-unlearning"].quick(), stamped="answers"),
+        ),
         only_clean_images=False,
     ),
     "tac": Row(lambda: TAC(recipe=SHORT)),

@@ -32,6 +32,7 @@ from bezoar.methods.neural_cleanse import NeuralCleanse
 from bezoar.methods.npd import NPD
 from bezoar.methods.rnp import RNP
 from bezoar.methods.sau import SAU
+from bezoar.methods.synthetic_unlearning import SyntheticUnlearning
 from bezoar.methods.tac import TAC
 from bezoar.methods.tsbd import TSBD
 from bezoar.methods.weights import Weights
@@ -61,6 +62,7 @@ __all__ = [
     "Needs",
     "NeuralCleanse",
     "Repair",
+    "SyntheticUnlearning",
     "Weights",
     "is_data_free",
     "methods",

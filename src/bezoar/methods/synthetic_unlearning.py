@@ -1,0 +1,169 @@
+"""Synthetic unlearning: joint unlearning on images that the network itself gives, with no data.
+
+Idea: without an image, the last layer's rows (``weights``) and the margins that a class can reach
+(``mm-bd``) still name the target class, and a generator that the network teaches (``synthesis``)
+makes images that excite it as its training images did. Triggers for that class are recovered on
+these images, as on real ones, and unlearned together (``joint-unlearning``): on an image with a
+trigger the copy shall answer as the original does without it. Labels would say no more, since they
+are the original's answers, too.
+
+Ours. What is the work of others is told where it stands: ``weights`` and ``mm-bd``, ``synthesis``,
+``bti-dbf``, ``rnp``, ``neural-cleanse`` and ``joint-unlearning``.
+
+Assumes one target class that the weights betray, and BatchNorm, without which nothing makes the
+images resemble the training images. Data: none. Layers: any. Known failures: those of
+``joint-unlearning``; a target that the weights do not betray: another class is unlearned, which
+changes little; many classes, of which some get no image. Accuracy cannot be measured without
+images: what is told is how often both networks agree on images made up.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+import msgspec
+import torch
+
+from bezoar.classifier import Classifier
+from bezoar.errors import InputError
+from bezoar.images import ImageSet
+from bezoar.methods.joint_unlearning import JointUnlearning
+from bezoar.methods.method import Method, Needs, Repair, check_target_class, methods
+from bezoar.methods.mm_bd import MMBD
+from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
+from bezoar.methods.recovered import Trigger
+from bezoar.methods.synthesis import Synthesis
+from bezoar.methods.synthesized import synthesize
+from bezoar.methods.weights import Weights
+from bezoar.metrics import Rate, agreement, rate
+from bezoar.statistics import harmonic_mean
+from bezoar.training import Progress, no_progress
+
+HELD_OUT = 0.2  # share of the synthetic images that only measures
+UNUSUAL = 0.05  # a class with a larger p-value is a guess
+SHOWN = 512  # synthetic images that the report draws from
+MEASURED_ON = {"images": "synthetic images", "triggers": "recovered triggers"}
+
+
+@methods.register("synthetic-unlearning")
+class SyntheticUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Triggers are recovered and unlearned on images that the network itself gives.
+
+    Attributes:
+        target_class: the class to remove; None takes the one that ``weights`` and ``mm-bd``
+            together find most unusual.
+        count: synthetic images; a fifth of them only measures.
+        synthesis: how they are made.
+        margin: how ``mm-bd`` looks.
+        unlearning: how triggers are recovered and unlearned.
+    """
+
+    name: ClassVar[str] = "synthetic-unlearning"
+    title: ClassVar[str] = "Synthetic unlearning: joint unlearning without any image"
+    paper: ClassVar[str] = "bezoar"
+    needs: ClassVar[Needs] = "nothing"
+    layers: ClassVar[str] = "any, best with BatchNorm"
+    cost: ClassVar[str] = "300 steps of a generator, then joint-unlearning on its images"
+
+    target_class: int | None = None
+    count: int = 1280
+    synthesis: Synthesis = Synthesis()
+    margin: MMBD = MMBD()
+    unlearning: JointUnlearning = JointUnlearning(stamped="answers")
+
+    def __post_init__(self) -> None:
+        if self.count < 10:
+            raise InputError(f"count is {self.count}; expected at least 10 synthetic images")
+
+    def remove(
+        self,
+        classifier: Classifier,
+        clean: ImageSet | None = None,
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> Repair:
+        """Returns a copy from which the triggers of one class are unlearned.
+
+        Of ``clean`` only the size of the images is read, for a classifier that does not know it.
+
+        Raises:
+            InputError: the input size of ``classifier`` is not known, it has no such class, or its
+                answers to the synthetic images are all the same.
+        """
+        started = time.perf_counter()
+        if clean is not None:
+            classifier.trace(clean.shape)
+        target, p_value = self._target(classifier, seed, progress)
+        made = synthesize(classifier, self.synthesis, self.count, seed=seed, progress=progress)
+        kept = round(self.count * (1 - HELD_OUT))
+        known = made.images.subset(torch.arange(kept))
+        unseen = made.images.subset(torch.arange(kept, self.count))
+        if int((known.class_counts(classifier.num_classes) > 0).sum()) == 1:
+            raise InputError("the network gives one answer to all synthetic images")
+        how = msgspec.structs.replace(self.unlearning, target_class=target)
+        triggers = how.recover(classifier, known, seed=seed, progress=progress)
+        repair = how.unlearn(classifier, classifier, known, triggers, seed=seed, progress=progress)
+        record: dict[str, Any] = {
+            **repair.record,
+            "target_p_value": p_value,
+            "synthesis": {k: v for k, v in made.record.items() if k != "notices"},
+            "agreement": {"synthetic": _agreement(classifier, repair.classifier, unseen)},
+            "insensitivity": {
+                when: _moved(classifier, one, unseen, triggers).as_record()
+                for when, one in (("before", classifier), ("after", repair.classifier))
+            },
+            "measured_on": MEASURED_ON,
+            "flags": [*_guess(classifier, target, p_value), *made.record["notices"]],
+            "seconds": repair.record["seconds"] | {"total": time.perf_counter() - started},
+        }
+        shown = made.images.subset(torch.arange(min(SHOWN, self.count)))
+        return Repair(repair.classifier, record, synthetic=shown)
+
+    # -- inner works -----------------------------------------------------------------------------
+
+    def _target(
+        self, classifier: Classifier, seed: int, progress: Progress
+    ) -> tuple[int, float | None]:
+        """The class, and its p-value where it was not given."""
+        if self.target_class is not None:
+            check_target_class(self.target_class, classifier.trace(classifier.input_shape))
+            return self.target_class, None
+        rows = [
+            witness.inspect(classifier, None, seed=seed, progress=progress).p_values
+            for witness in (Weights(), self.margin)
+        ]
+        joint = [harmonic_mean(column) for column in zip(*rows, strict=True)]
+        target = min(range(len(joint)), key=joint.__getitem__)
+        return target, joint[target]
+
+
+def _agreement(before: Classifier, after: Classifier, images: ImageSet) -> dict[str, Any]:
+    answers = [classifier.logits(images).argmax(1) for classifier in (before, after)]
+    return dict(agreement(*answers).as_record())
+
+
+def _moved(
+    before: Classifier, classifier: Classifier, images: ImageSet, triggers: list[Trigger]
+) -> Rate:
+    """The share of images of other classes whose answer some trigger turns into its class."""
+    pixels, _ = pixels_of(images, before)
+    with before.evaluating(), classifier.evaluating():
+        others = predicted(before, pixels) != triggers[0].target
+        pixels = pixels[others]
+        if not len(pixels):
+            return Rate(0.0, 0.0, 1.0, 0)
+        led = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
+        for trigger in triggers:
+            led |= predicted(classifier, trigger.stamp(pixels)) == trigger.target
+    return rate(int(led.sum()), len(pixels))
+
+
+def _guess(classifier: Classifier, target: int, p_value: float | None) -> list[str]:
+    if p_value is None or p_value <= UNUSUAL:
+        return []
+    return [
+        f"No class stands out in the weights; {classifier.classes[target]} is a guess (p = "
+        f"{p_value:.2g}), and a backdoor of another class is left as it was."
+    ]

@@ -1,0 +1,71 @@
+"""Joint unlearning on images that the network itself gives."""
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from bezoar.classifier import Classifier
+from bezoar.errors import InputError
+from bezoar.evaluation import evaluate
+from bezoar.methods import SyntheticUnlearning, is_data_free, methods
+from bezoar.methods.synthesis import Synthesis
+from bezoar.training import Recipe
+
+
+@pytest.fixture(scope="module")
+def repair(digits):
+    return SyntheticUnlearning().remove(blind(digits.planted), seed=0)
+
+
+def blind(classifier):
+    """The classifier as somebody has it who has no image."""
+    return Classifier(classifier.network, mean=0.3, std=0.35, input_size=(8, 8))
+
+
+def test_it_finds_the_class_and_removes_the_backdoor_without_an_image(repair, digits):
+    before = evaluate(digits.planted, digits.test, digits.attack)
+    after = evaluate(repair.classifier, digits.test, digits.attack)
+    assert repair.record["target_classes"] == [digits.attack.target]
+    assert before.asr > 0.95 and after.asr < 0.3
+    assert before.acc - after.acc < 0.05
+
+
+def test_a_clean_twin_stays_nearly_as_it_was_and_the_guess_is_told(digits):
+    twin = SyntheticUnlearning().remove(blind(digits.twin), seed=0)
+    before = evaluate(digits.twin, digits.test, digits.attack)
+    assert before.acc - evaluate(twin.classifier, digits.test, digits.attack).acc < 0.05
+    if twin.record["target_p_value"] > 0.05:
+        assert any("is a guess" in flag for flag in twin.record["flags"])
+
+
+def test_doing_nothing_would_fail(digits):
+    method = SyntheticUnlearning(target_class=digits.attack.target)
+    idle = replace(method.unlearning, recipe=Recipe(epochs=1, learning_rate=1e-7))
+    idle = replace(method, unlearning=idle)
+    after = evaluate(idle.remove(blind(digits.planted)).classifier, digits.test, digits.attack)
+    assert after.asr > 0.9
+
+
+def test_what_it_measured_is_told(repair):
+    record = repair.record
+    assert record["measured_on"] == {"images": "synthetic images", "triggers": "recovered triggers"}
+    moved = record["insensitivity"]
+    assert moved["before"]["value"] > moved["after"]["value"]
+    assert record["agreement"]["synthetic"]["count"] == 256 and repair.synthetic is not None
+    assert record["agreement"]["synthetic"]["value"] > 0.7
+    assert len(repair.synthetic) == 512
+
+
+def test_it_is_data_free_and_refuses_what_it_cannot_use(digits):
+    assert is_data_free(SyntheticUnlearning()) and "synthetic-unlearning" in methods.names()
+    with pytest.raises(InputError, match="count is 5"):
+        SyntheticUnlearning(count=5)
+    with pytest.raises(InputError, match="target_class is 10"):
+        SyntheticUnlearning(target_class=10).remove(blind(digits.planted))
+    dull = digits.planted.copy()
+    with torch.no_grad():
+        dull.network.fc.weight.zero_()
+        dull.network.fc.bias.zero_()[3] = 5.0
+    quick = SyntheticUnlearning(target_class=2, count=40, synthesis=Synthesis(steps=2))
+    with pytest.raises(InputError):
+        quick.remove(blind(dull))
