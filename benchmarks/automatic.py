@@ -4,9 +4,9 @@
     BEZOAR_DATA=... python benchmarks/automatic.py --images 0
 
 Each model is scanned, cleaned and scanned again with one fixed setting and 500 clean images of the
-test file, or without any; the true trigger is used afterwards, on 2,000 images that took no part. What was not
-accepted, and what was left untouched because nothing was found, counts as the model was. The order
-of the repairs was chosen on the pool's development half. Each run is written to
+test file, or without any; the true trigger is used afterwards, on 2,000 images that took no part.
+What was not accepted, and what was left untouched because nothing was found, counts as the model
+was. The order of the repairs was chosen on the pool's development half. Each run is written to
 ``results/automatic.json`` at once, and a rerun does only what is missing.
 """
 
