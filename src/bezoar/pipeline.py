@@ -172,7 +172,8 @@ def clean(
         )
         risk = residual_risk(
             labelled=images is not None and images.labels is not None,
-            stands_out=left.stands_out or (rescan is not None and bool(rescan.suspects)),
+            # All witnesses know better than the quick look at a trial.
+            stands_out=left.stands_out if rescan is None else bool(rescan.suspects),
             returned=probe["returned"],
             worst=left.worst,
         )
