@@ -61,6 +61,7 @@ def bench(digits, monkeypatch):
         digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
     )
     monkeypatch.setattr(Survivors, "_fresh", lambda _self, _repaired: {4: 1.0})
+    survivors.__dict__["judging"] = survivors.triggers
     ruined = digits.twin.copy()
     with torch.no_grad():
         ruined.network.fc.weight.mul_(-1)
@@ -184,6 +185,18 @@ def test_triggers_are_tried_on_shifted_images_too(digits):
     assert survivors.carried(digits.planted, survivors.triggers[0]) < 0.2
     plain, shifted, _ = Nowhere.seen
     assert not torch.equal(plain, shifted) and plain.shape == shifted.shape
+
+
+def test_triggers_that_no_repair_was_shown_judge_beside_the_scan_s(digits):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    dead = Patch(digits.attack)
+    dead.stamp = lambda images, k: images
+    survivors = Survivors(digits.planted, [evidence(dead)], [4], known, held_out, seed=0)
+    left = survivors.after(digits.planted).carried
+    assert left["hand, class 4"] < 0.2, "as after a repair that has unlearned just this one"
+    assert left["neural-cleanse again, class 4"] > 0.9
+    assert survivors.worst(digits.planted) == max(left.values())
+    assert [t.witness for t in survivors.triggers] == ["hand"], "what a repair is shown"
 
 
 def test_without_a_recovered_trigger_a_patch_is_inverted(digits):

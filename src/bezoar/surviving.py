@@ -3,7 +3,9 @@
 The triggers that the scan of the *original* model recovered, every witness's for every suspect,
 are put on held-out images again: as they are, on shifted images, and shifted together with them,
 since a repair may have closed the one place where a trigger was found and not its neighbourhood. A
-recovered trigger is not the attacker's. So the repaired model is looked at afresh as well: a quick
+repair that unlearned just these kills them whatever it left; therefore others judge beside them,
+recovered from the original with another seed, which no repair is shown. A recovered trigger is not
+the attacker's. So the repaired model is looked at afresh as well: a quick
 scan of it says whether a suspect still stands out. Neither is a measured attack success rate, and a
 repair can pass both and leave a part of the backdoor. Where no witness recovered a trigger in pixel
 space, Neural Cleanse inverts a patch for each suspect.
@@ -27,10 +29,11 @@ from bezoar.images import ImageSet
 from bezoar.methods import TAC, BtiDbf, Evidence
 from bezoar.methods.neural_cleanse_inversion import invert
 from bezoar.methods.neural_cleanse_schedule import Inversion
-from bezoar.methods.neural_cleanse_triggers import Triggers, pixels_of, predicted
+from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
 from bezoar.methods.recovered import Trigger
 
 DEAD = 0.1  # a trigger that carries at most this share is dead
+ANEW = 101  # added to the seed of the triggers that no repair is shown
 USUAL = 0.05  # a class with a larger p-value does not stand out
 
 
@@ -75,6 +78,8 @@ class Survival:
 class Survivors:
     """The triggers that a scan recovered for its suspects, ready to be tried on repairs.
 
+    ``triggers`` are the scan's, which a repair may unlearn.
+
     Args:
         original: the suspect model.
         evidence: what the witnesses saw in it.
@@ -103,14 +108,28 @@ class Survivors:
         ]
         self.pixels, _ = pixels_of(held_out, original)
         if not self.triggers:  # witnesses that look at features alone: a patch is inverted for each
-            found = self._patches()
-            self.triggers = [Trigger("neural-cleanse", k, found) for k in suspects]
+            self.triggers = self._patches("neural-cleanse", seed)
+
+    @functools.cached_property
+    def judging(self) -> list[Trigger]:
+        """The scan's triggers, and others of the original that no repair is shown."""
+        seed = self.seed + ANEW
+        others = self._patches("neural-cleanse again", seed)
+        try:
+            self.original.trace(self.known.shape)
+            found = BtiDbf().inspect(self.original, self.known, seed=seed).recovered
+        except InputError:  # the patches are left
+            found = None
+        if found is not None:
+            led = [k for k in self.suspects if k in found.classes]
+            others += [Trigger("bti-dbf again", k, found) for k in led]
+        return [*self.triggers, *others]
 
     def after(self, repaired: Classifier) -> Survival:
         """What is left in ``repaired``."""
         carried = {
             f"{t.witness}, class {self.original.classes[t.target]}": self.carried(repaired, t)
-            for t in self.triggers
+            for t in self.judging
         }
         return Survival(carried, self._fresh(repaired))
 
@@ -130,14 +149,16 @@ class Survivors:
 
     def worst(self, classifier: Classifier) -> float:
         """The largest share that any trigger carries."""
-        return max(self.carried(classifier, trigger) for trigger in self.triggers)
+        return max(self.carried(classifier, trigger) for trigger in self.judging)
 
-    def _patches(self) -> Triggers:
+    def _patches(self, name: str, seed: int) -> list[Trigger]:
+        """A patch for each suspect."""
         pixels, labels = pixels_of(self.known, self.original)
         with self.original.evaluating():
-            return invert(
-                self.original, pixels, labels, list(self.suspects), Inversion(), seed=self.seed
+            found = invert(
+                self.original, pixels, labels, list(self.suspects), Inversion(), seed=seed
             )
+        return [Trigger(name, k, found) for k in self.suspects]
 
     @functools.cached_property
     def _answers(self) -> Tensor:

@@ -1,10 +1,10 @@
 """``clean`` without a method: several repairs are tried, and the best one is kept.
 
 The repairs are tried from cheap to dear, alone and one after another, on the same images. None sees
-the images that judge it: held-out accuracy, and what of the backdoor survives (``surviving``). The
-first repair that costs at most two points of accuracy, and in which nothing of the backdoor is seen
-any more, ends the search, and so does one whose balance leaves nothing to gain. If none is like
-that, the one with the best balance is kept,
+the images that judge it: held-out accuracy, and what of the backdoor survives (``surviving``), by
+triggers that no repair was shown, too. The first repair that costs at most two points of accuracy,
+and in which nothing of the backdoor is seen any more, ends the search, and so does one whose
+balance leaves nothing to gain. If none is like that, the one with the best balance is kept,
 
     score = worst / 2 + max(0, drop) + (1/50 if a suspect still stands out)
 
