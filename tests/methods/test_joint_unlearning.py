@@ -65,9 +65,9 @@ def test_a_shift_moves_some_triggers_and_no_image():
     assert bool((change.flatten(1).sum(1) == 0).any())
 
 
-@pytest.mark.parametrize("stamped", ["labels", "answers"])
-def test_the_loss_is_what_the_formula_says(digits, stamped):
-    how = JointUnlearning(stamped=stamped, temperature=3.0)
+@pytest.mark.parametrize("wanted", ["labels", "answers"])
+def test_the_loss_is_what_the_formula_says(digits, wanted):
+    how = JointUnlearning(wanted=wanted, temperature=3.0)
     triggers = [Trigger("a", 1, Adds(0.4))]
     pixels = digits.clean.images[:12].float() / 255
     labels = digits.clean.labels[:12]
@@ -78,7 +78,7 @@ def test_the_loss_is_what_the_formula_says(digits, stamped):
     with digits.planted.evaluating(), digits.twin.evaluating(), torch.no_grad():
         for x, plain, y, stamp in zip(shown, pixels, labels, carries, strict=True):
             answer = digits.planted(x[None])[0]
-            if stamp and stamped == "labels":
+            if stamp and wanted == "labels":
                 total -= float(F.log_softmax(answer, 0)[y])
                 continue
             p = (digits.twin(plain[None])[0] / 3).softmax(0)

@@ -257,7 +257,7 @@ ROWS = {
             count=60,
             synthesis=Synthesis(steps=20, batch_size=32, width=8),
             margin=MMBD(steps=3),
-            unlearning=replace(ROWS["joint-unlearning"].quick(), stamped="answers"),
+            unlearning=replace(ROWS["joint-unlearning"].quick(), wanted="answers"),
         ),
         only_clean_images=False,
     ),

@@ -64,7 +64,7 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
         exposed: how a patch is recovered from the network without its benign units.
         inversion: how a patch is inverted on the network as it is.
         share: of the images that carry a trigger, in [0, 1].
-        stamped: what is asked for on images with a trigger: their ``labels``, or the original's
+        wanted: what is asked for on images with a trigger: their ``labels``, or the original's
             ``answers`` to them without it.
         temperature: of the divergence from the original's answers.
         shift: triggers are moved by up to this part of the image's side, in [0, 1/2].
@@ -85,7 +85,7 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
     exposed: RNP = RNP()
     inversion: Inversion = Inversion()
     share: float = 0.5
-    stamped: Literal["labels", "answers"] = "labels"
+    wanted: Literal["labels", "answers"] = "labels"
     temperature: float = 2.0
     shift: float = 1 / 16
     augment: Literal["tolerated", "recipe"] = "tolerated"
@@ -228,7 +228,7 @@ def joint_loss(original: Classifier, triggers: Sequence[Trigger], how: JointUnle
         shown, carries = stamp_some(images, triggers, how, generator)
         answers = classifier(shown)
         count = len(images)
-        labelled = carries if how.stamped == "labels" else torch.zeros_like(carries)
+        labelled = carries if how.wanted == "labels" else torch.zeros_like(carries)
         total = answers.new_zeros(())
         if labelled.any():
             missed = F.cross_entropy(answers[labelled], labels[labelled], reduction="sum")

@@ -70,7 +70,7 @@ class SyntheticUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fiel
     count: int = 1280
     synthesis: Synthesis = Synthesis()
     margin: MMBD = MMBD()
-    unlearning: JointUnlearning = JointUnlearning(stamped="answers")
+    unlearning: JointUnlearning = JointUnlearning(wanted="answers")
 
     def __post_init__(self) -> None:
         if self.count < 10:
