@@ -38,6 +38,7 @@ BRIEF = (
     *("target ranked first", "flagged at 0.05", "backdoor found"),
     *(
         "half",
+        "clean images",
         "pool half",
         "models are",
         "family",
