@@ -104,8 +104,6 @@ def test_the_attack_is_never_known_to_the_scan_or_the_repair(monkeypatch, tmp_pa
     for name in ("scan", "clean"):
         function = getattr(demo_module.pipeline, name)
         monkeypatch.setattr(demo_module.pipeline, name, noted(name, function))
-    quick = demo_module.TAC(target_class=0, recipe=demo_module.Recipe(epochs=1))
-    monkeypatch.setattr(demo_module, "TAC", lambda **_settings: quick)
     demo_module.run(tmp_path)
     last_decision = max(i for i, name in enumerate(order) if name in ("scan", "clean"))
     assert "evaluate" in order and order.index("evaluate") > last_decision
