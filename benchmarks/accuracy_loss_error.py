@@ -4,7 +4,7 @@
 
 Every backdoored model of the pool's development half is repaired in three ways with 400 of 500
 clean images. What ``bezoar.accuracy_loss`` says from the other hundred is compared with the loss on
-2,000 test images that took no part. ``accuracy_loss.OFF`` was set from these.
+2,000 test images that took no part.
 """
 
 from __future__ import annotations
