@@ -1,8 +1,7 @@
 """How a repair is judged, by what there is to judge it by.
 
 - Labelled images that took no part in the repair: accuracy before and after, and how much was lost
-  (``accuracy_loss``, which is surer than the difference of two counts). The repair is accepted
-  where the loss is within the user's limit.
+  (``accuracy_loss``). The repair is accepted where the loss is within the user's limit.
 - Images without labels: how often the old and the new network answer the same class. Only an image
   whose answer changed can have become wrong, so on these images accuracy cannot have fallen by more
   than 1 - agreement.

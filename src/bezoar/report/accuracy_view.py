@@ -38,7 +38,7 @@ def read_accuracy(repair: Mapping[str, Any], most: float | None) -> IntervalChar
     if fields.mapping(repair.get("loss")):
         caption += (
             " The loss is estimated from these counts and from how sure both networks are of the "
-            "true classes, which tells it more closely."
+            "true classes."
         )
     return interval_chart(title, caption, shares, limit=limit, limit_rows=2)
 
