@@ -33,7 +33,7 @@ from importlib import resources
 from typing import Any
 
 from bezoar.methods import Evidence, methods
-from bezoar.statistics import LEAST, harmonic_mean
+from bezoar.statistics import LEAST, harmonic_mean, harmonic_means
 
 NULL = "data/scan_null.json"  # written by benchmarks/scan_null.py
 TAIL = 0.2  # the share of the null networks that the factor is read from
@@ -93,7 +93,7 @@ def combine(evidence: Sequence[Evidence]) -> Combined:
         joint = [min(1.0, len(rows) * min(column)) for column in zip(*rows, strict=True)]
         return Combined(tuple(joint), len(rows))
     factor = tail_factor(smallest)
-    joint = [min(1.0, factor * harmonic_mean(column)) for column in zip(*rows, strict=True)]
+    joint = [min(1.0, factor * h) for h in harmonic_means(rows)]
     return Combined(tuple(joint), len(rows), factor, len(smallest))
 
 

@@ -25,7 +25,7 @@ from bezoar.executors.worker import report
 from bezoar.fleet_summary import failure_entry, finding_entry, row_entry, summary
 from bezoar.images import ImageSet
 from bezoar.intake import ModelDescription, load_model
-from bezoar.manifest import Row, split_pattern
+from bezoar.manifest import Row
 from bezoar.records import make_folder, to_json, write_json
 
 KIND = "scan of a manifest"
@@ -182,7 +182,7 @@ def _task(name: str, row: Row, options: ScanOptions) -> Task:
     arguments: dict[str, Any] = {
         "description": msgspec.to_builtins(row.description),
         "options": msgspec.to_builtins(options),
-        "pattern": None if row.images is None else split_pattern(row.images)[1],
+        "pattern": row.pattern,
     }
     return Task(key=name, function=scan_one, arguments=arguments, files=row.files)
 
@@ -210,8 +210,7 @@ def _names(rows: Sequence[Row], options: ScanOptions) -> dict[str, Row]:
         facts = msgspec.to_builtins(row.description) | {"weights": None}
         if "source" in content:
             facts["architecture"] = row.description.architecture.rpartition(":")[2]
-        pattern = None if row.images is None else split_pattern(row.images)[1]
-        made_from = json.dumps([settings, content, facts, pattern], sort_keys=True)
+        made_from = json.dumps([settings, content, facts, row.pattern], sort_keys=True)
         digest = hashlib.sha256(made_from.encode()).hexdigest()
         named[_unused(f"{Path(row.path).stem}-{digest[:12]}", named)] = row
     return named

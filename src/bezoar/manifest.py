@@ -43,6 +43,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     images: str | None
 
     @property
+    def pattern(self) -> str | None:
+        """What chooses among the images of a folder; None takes all."""
+        return None if self.images is None else split_pattern(self.images)[1]
+
+    @property
     def files(self) -> dict[str, str]:
         """What a scan reads: argument of ``scan_one`` → path."""
         source, _, _ = self.description.architecture.rpartition(":")

@@ -128,6 +128,15 @@ def harmonic_mean(p_values: Iterable[float]) -> float:
     return len(inverse) / sum(inverse)
 
 
+def harmonic_means(rows: Iterable[Sequence[float]]) -> list[float]:
+    """That of each class, from a row of p-values for each test.
+
+    >>> harmonic_means([[0.01, 0.5], [1.0, 0.5]])
+    [0.019801980198019802, 0.5]
+    """
+    return [harmonic_mean(column) for column in zip(*rows, strict=True)]
+
+
 @functools.cache
 def _largest_indices(count: int) -> np.ndarray:
     """Simulated largest indices of ``count`` normal values, in ascending order."""

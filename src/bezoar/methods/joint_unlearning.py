@@ -47,7 +47,7 @@ from bezoar.methods.neural_cleanse_triggers import pixels_of
 from bezoar.methods.recovered import Trigger
 from bezoar.methods.rnp import RNP
 from bezoar.methods.tolerated import with_tolerated_augmentation
-from bezoar.statistics import harmonic_mean
+from bezoar.statistics import harmonic_means
 from bezoar.training import Loss, Progress, Recipe, fit, no_progress
 
 WEAKEST = 0.25  # the smallest part of a trigger's change that is put on
@@ -186,9 +186,8 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
         target = self.target_class
         if target is None:
             rows = [e.p_values for e in evidence] or [(1.0,) * classifier.num_classes]
-            target = min(
-                range(classifier.num_classes), key=lambda k: harmonic_mean(row[k] for row in rows)
-            )
+            joint = harmonic_means(rows)
+            target = min(range(len(joint)), key=joint.__getitem__)
         pixels, labels = pixels_of(clean, classifier)
         with classifier.evaluating():
             patch = invert(classifier, pixels, labels, [target], self.inversion, seed=seed)
