@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from ray_import import import_ray
 
-from bezoar import networks, pipeline, scanning
+from bezoar import networks, repairing, scanning
 from bezoar.attacks import Attack, BadNets
 from bezoar.classifier import Classifier
 from bezoar.demo import DIGITS_RECIPE, load_digits
@@ -47,9 +47,9 @@ def one_witness():
 
     All of them take seconds, even on digits; ``test_scanning`` and ``test_trying`` use them.
     """
-    scanning.WITNESSES, pipeline.plan_for = ("tac",), two_repairs
+    scanning.WITNESSES, repairing.plan_for = ("tac",), two_repairs
     yield
-    scanning.WITNESSES, pipeline.plan_for = EVERY_WITNESS, plan_for
+    scanning.WITNESSES, repairing.plan_for = EVERY_WITNESS, plan_for
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bezoar.accuracy_loss import OFF, accuracy_loss, at_confidence
+from bezoar.accuracy_loss import OFF, Baseline, accuracy_loss, at_confidence
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
@@ -125,6 +125,21 @@ def test_a_lost_backdoor_costs_no_accuracy_and_a_ruin_costs_all(digits):
     assert accuracy_loss(digits.planted, ruined, held_out).value > 0.5
     with pytest.raises(InputError, match="label"):
         accuracy_loss(digits.planted, ruined, ImageSet(held_out.images))
+
+
+def test_the_original_is_asked_once_for_all_repairs(digits, monkeypatch):
+    held_out = digits.clean.sample(100, seed=0)
+    alone = [accuracy_loss(digits.planted, c, held_out) for c in (digits.planted, digits.twin)]
+    original, asked = digits.planted.copy(), []
+    run = Classifier.__call__
+    monkeypatch.setattr(
+        Classifier, "__call__", lambda self, batch: asked.append(self) or run(self, batch)
+    )
+    baseline = Baseline(original, held_out)
+    assert set(asked) == {original}
+    asked.clear()
+    assert [baseline.loss(c) for c in (digits.planted, digits.twin)] == alone
+    assert original not in asked and set(asked) == {digits.planted, digits.twin}
 
 
 def test_a_network_that_is_sure_of_nothing_hides_no_loss():

@@ -10,7 +10,7 @@ import torch
 from data_free_methods import MEASURED, Shake
 from torch import nn
 
-from bezoar import pipeline
+from bezoar import choosing, pipeline
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
@@ -367,7 +367,7 @@ class Blind(Method, frozen=True, kw_only=True):
 def chosen(monkeypatch, name, title, needs="nothing"):
     kind = type("Chosen", (Brief,), {"__annotations__": {}}, frozen=True, kw_only=True)
     kind.name, kind.needs = title, needs
-    monkeypatch.setattr(pipeline, name, kind)
+    monkeypatch.setattr(choosing, name, kind)
 
 
 def test_with_public_images_and_no_method_fred_is_taken(planted, monkeypatch):

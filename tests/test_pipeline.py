@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bezoar import pipeline, scanning
+from bezoar import accuracy_loss, pipeline, scanning
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
@@ -14,6 +14,7 @@ from bezoar.methods import TAC, Evidence, FineTuning, Method, Repair
 from bezoar.methods.method import Needs
 from bezoar.records import to_json
 from bezoar.repair_record import changes
+from bezoar.repairing import HELD_OUT, PRECAUTION
 from bezoar.training import Recipe
 from bezoar.verdict import Levels, Verdict
 
@@ -302,11 +303,27 @@ def test_without_a_method_a_suspected_class_is_repaired(digits, planted_repair):
     assert record["aftercare"]["risk"] in record["outcome"]
 
 
+def test_the_kept_repair_loses_in_the_outcome_what_it_loses_in_the_table(digits, monkeypatch):
+    def mirrored(recipe, classifier, clean, *, seed):
+        return msgspec.structs.replace(recipe, flip=True)
+
+    monkeypatch.setattr(accuracy_loss, "with_tolerated_augmentation", mirrored)
+    repair = pipeline.clean(digits.planted, digits.clean, seed=3)
+    loss = repair.record["loss"]
+    assert loss == repair.record["trials"][repair.record["kept"]]["loss"]
+    _, held_out = digits.clean.split(1 - HELD_OUT, seed=3)
+    told = [
+        accuracy_loss.accuracy_loss(digits.planted, repair.classifier, held_out, seed=seed)
+        for seed in (3, 0)
+    ]
+    assert loss == told[0].as_record() != told[1].as_record(), "the seed of the views counts"
+
+
 def test_precaution_repairs_a_model_in_which_nothing_was_found(digits):
     repair = pipeline.clean(digits.twin, digits.clean, precaution=True)
     record = plain(repair.record)
-    assert not record["untouched"] and record["max_accuracy_drop"] == pipeline.PRECAUTION
-    assert record["accepted"] == (record["accuracy_drop"] <= pipeline.PRECAUTION)
+    assert not record["untouched"] and record["max_accuracy_drop"] == PRECAUTION
+    assert record["accepted"] == (record["accuracy_drop"] <= PRECAUTION)
     assert record["method"]["reason"].startswith("Nothing was found; it is repaired as a precaut")
     with pytest.raises(InputError, match="precaution is for a choice of methods"):
         pipeline.clean(digits.twin, digits.clean, precaution=True, method="ft")

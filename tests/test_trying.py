@@ -7,7 +7,9 @@ import torch
 from msgspec.structs import replace
 
 from bezoar import trying
+from bezoar.accuracy_loss import accuracy_loss
 from bezoar.aftercare import residual_risk, retuning_probe
+from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.methods import RNP, TAC, Evidence, FineTuning, JointUnlearning, Method, Repair
@@ -102,6 +104,21 @@ def test_a_repair_that_costs_too_much_is_not_kept_although_it_removes_more(bench
     best, trials = bench((Gives(gift="ruined"),), (Gives(gift="planted"),))
     assert best.repair.classifier is GIFTS["planted"] and len(trials) == 2
     assert trials[0].drop > 0.5
+
+
+def test_each_trial_is_compared_with_the_original_which_is_measured_once(
+    bench, digits, monkeypatch
+):
+    asked = []
+    run = Classifier.logits
+    monkeypatch.setattr(
+        Classifier, "logits", lambda self, images: asked.append(self) or run(self, images)
+    )
+    _, trials = bench((Gives(gift="ruined"),), (Gives(gift="planted"),), (Gives(gift="twin"),))
+    assert asked == [digits.planted, *(GIFTS[name] for name in ("ruined", "planted", "twin"))]
+    _, held_out = digits.clean.split(0.8, seed=0)
+    for trial in trials:
+        assert trial.loss == accuracy_loss(digits.planted, trial.repair.classifier, held_out)
 
 
 def test_a_method_that_cannot_be_used_is_a_row_and_what_builds_on_it_is_not_tried(bench):

@@ -76,40 +76,56 @@ class AccuracyLoss:
         }
 
 
-def accuracy_loss(
-    original: Classifier, repaired: Classifier, images: ImageSet, *, seed: int = 0
-) -> AccuracyLoss:
-    """Compares ``repaired`` with ``original`` on labelled ``images`` that no repair saw.
+class Baseline:
+    """The original's part of the comparison, measured once for however many repairs of it.
 
     Args:
-        original: before the repair.
-        repaired: after it.
-        images: at least one, with labels.
+        original: before any repair.
+        images: at least one, with labels, none of which a repair saw.
         seed: of the views.
 
     Raises:
         InputError: no labels.
     """
-    labels = images.require_labels("measuring a loss of accuracy").to(original.device)
-    views = _views(original, images, seed)
-    count = len(labels)
-    both = [_probabilities(classifier, views, count) for classifier in (original, repaired)]
-    old, new = (probabilities[0].argmax(1) for probabilities in both)  # of (views, n, C)
-    counted = accuracy(old, labels), accuracy(new, labels)
-    # Away from 0 and 1, which no temperature reaches.
-    sure = (int((old == labels).sum()) + 1) / (count + 2)
-    before, after = (at_confidence(probabilities, sure) for probabilities in both)
-    truth = labels.expand(len(before), count)[..., None]
-    gaps = (before - after).gather(2, truth)[..., 0].mean(0)
-    changed = (old == labels).double() - (new == labels).double()
-    # One more changed image than was seen keeps a variance of zero away.
-    spread = (float(changed.square().mean()) + 1 / count) / count
-    sampling = float(gaps.var(correction=0)) / count
-    exact = sampling + OFF**2
-    weight = (1 / spread, 1 / exact)
-    expected = float(gaps.mean())
-    value = (float(changed.mean()) * weight[0] + expected * weight[1]) / sum(weight)
-    return AccuracyLoss(*counted, expected, value, math.sqrt(1 / sum(weight)))
+
+    def __init__(self, original: Classifier, images: ImageSet, *, seed: int = 0) -> None:
+        labels = images.require_labels("measuring a loss of accuracy").to(original.device)
+        self.labels, self.views = labels, _views(original, images, seed)
+        probabilities = _probabilities(original, self.views, len(labels))
+        answers = probabilities[0].argmax(1)  # of (views, n, C)
+        self.right, self.accuracy = answers == labels, accuracy(answers, labels)
+        # Away from 0 and 1, which no temperature reaches.
+        self.sure = (int(self.right.sum()) + 1) / (len(labels) + 2)
+        self.of_truth = self._of_truth(probabilities)
+
+    def loss(self, repaired: Classifier) -> AccuracyLoss:
+        """What ``repaired`` lost against the original."""
+        count = len(self.labels)
+        probabilities = _probabilities(repaired, self.views, count)
+        answers = probabilities[0].argmax(1)
+        gaps = (self.of_truth - self._of_truth(probabilities)).mean(0)
+        changed = self.right.double() - (answers == self.labels).double()
+        # One more changed image than was seen keeps a variance of zero away.
+        spread = (float(changed.square().mean()) + 1 / count) / count
+        sampling = float(gaps.var(correction=0)) / count
+        exact = sampling + OFF**2
+        weight = (1 / spread, 1 / exact)
+        expected = float(gaps.mean())
+        value = (float(changed.mean()) * weight[0] + expected * weight[1]) / sum(weight)
+        after = accuracy(answers, self.labels)
+        return AccuracyLoss(self.accuracy, after, expected, value, math.sqrt(1 / sum(weight)))
+
+    def _of_truth(self, probabilities: Tensor) -> Tensor:
+        """p(y | x), (views, n), of (views, n, C) at the original's confidence."""
+        truth = self.labels.expand(len(probabilities), -1)[..., None]
+        return at_confidence(probabilities, self.sure).gather(2, truth)[..., 0]
+
+
+def accuracy_loss(
+    original: Classifier, repaired: Classifier, images: ImageSet, *, seed: int = 0
+) -> AccuracyLoss:
+    """Compares one ``repaired`` network with ``original``; see ``Baseline``."""
+    return Baseline(original, images, seed=seed).loss(repaired)
 
 
 def at_confidence(probabilities: Tensor, wanted: float) -> Tensor:

@@ -49,7 +49,12 @@ class Judged:
 
 
 def judge_repair(
-    before: Classifier, repair: Repair, images: ImageSet | None, *, max_accuracy_drop: float
+    before: Classifier,
+    repair: Repair,
+    images: ImageSet | None,
+    *,
+    max_accuracy_drop: float,
+    seed: int = 0,
 ) -> Judged:
     """Judges a repair of ``before`` by ``images``, which took no part in it.
 
@@ -58,6 +63,7 @@ def judge_repair(
         repair: what the method made of it.
         images: at least one image, with labels or without; None where there is none.
         max_accuracy_drop: largest loss of accuracy, in [0, 1], of an accepted repair.
+        seed: of the views of the images; that of the trials gives their figures.
     """
     record: dict[str, Any] = {
         "judged_on": "no images",
@@ -86,7 +92,8 @@ def judge_repair(
         because = because or _ruined(before, repair, same.as_record())
         told = _bounded(len(images), same, max_accuracy_drop)
         return _without_accuracy(because, told, record | {"judged_on": "unlabelled images"})
-    return _by_accuracy(because, accuracy_loss(before, repair.classifier, images), record)
+    loss = accuracy_loss(before, repair.classifier, images, seed=seed)
+    return _by_accuracy(because, loss, record)
 
 
 def _by_accuracy(because: str, loss: AccuracyLoss, record: dict[str, Any]) -> Judged:

@@ -27,7 +27,7 @@ from bezoar.combining import combine
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import TAC, BtiDbf, Evidence
-from bezoar.methods.neural_cleanse_inversion import invert
+from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
 from bezoar.methods.recovered import Trigger
@@ -153,11 +153,7 @@ class Survivors:
 
     def _patches(self, name: str, seed: int) -> list[Trigger]:
         """A patch for each suspect."""
-        pixels, labels = pixels_of(self.known, self.original)
-        with self.original.evaluating():
-            found = invert(
-                self.original, pixels, labels, list(self.suspects), Inversion(), seed=seed
-            )
+        found = inverted_for(self.original, self.known, self.suspects, Inversion(), seed=seed)
         return [Trigger(name, k, found) for k in self.suspects]
 
     @functools.cached_property

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from bezoar.accuracy_loss import AccuracyLoss, accuracy_loss
+from bezoar.accuracy_loss import AccuracyLoss, Baseline
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
@@ -197,7 +197,7 @@ def try_repairs(
         survivors: the triggers of the original.
         plan: methods to apply one after another, from cheap to dear.
         max_accuracy_drop: largest loss of accuracy of a sufficient repair, in [0, 1].
-        seed: of the repairs.
+        seed: of the repairs, and of the views that they are measured on.
         progress: called with what is done and its share.
 
     Returns:
@@ -206,6 +206,7 @@ def try_repairs(
     Raises:
         InputError: no method of the plan can be used on this network.
     """
+    baseline = Baseline(original, held_out, seed=seed)
     done: dict[tuple[Step, ...], Repair] = {}
     trials: list[Trial] = []
     for steps in plan:
@@ -224,7 +225,7 @@ def try_repairs(
         trial = Trial(
             steps,
             repair,
-            accuracy_loss(original, repair.classifier, held_out, seed=seed),
+            baseline.loss(repair.classifier),
             survivors.after(repair.classifier),
             time.perf_counter() - started,
         )

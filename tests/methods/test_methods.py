@@ -15,7 +15,18 @@ from msgspec.structs import replace
 from public_digits import collage
 from torch import nn
 
-from bezoar import aftercare, checks, networks, pipeline, proving, surviving, trying, verdict
+from bezoar import (
+    aftercare,
+    checks,
+    given,
+    networks,
+    pipeline,
+    proving,
+    repairing,
+    surviving,
+    trying,
+    verdict,
+)
 from bezoar.attacks import Attack
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
@@ -692,6 +703,7 @@ def test_what_decides_has_no_parameter_for_them_either():
     deciding = (
         *(pipeline.scan, pipeline.clean, checks.check_input, verdict.judge, trying.try_repairs),
         *(proving.Prover, surviving.Survivors, aftercare.retuning_probe),
+        *(given.Given, repairing.make_repair),
     )
     for function in deciding:
         assert not words_of(parameters(function)) & FORBIDDEN

@@ -8,8 +8,9 @@ from torch import nn
 from bezoar import networks
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.images import ImageSet
 from bezoar.methods import neural_cleanse_inversion
-from bezoar.methods.neural_cleanse_inversion import invert
+from bezoar.methods.neural_cleanse_inversion import invert, inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 
 SHORT = Inversion(epochs=14, steps=2, batch_size=6, success=0.9, stop_patience=2)
@@ -114,6 +115,26 @@ def test_the_network_gets_no_gradients_and_keeps_its_flags(digits):
         invert(network, images, None, [0, 1], SHORT, seed=0)
     assert [p.requires_grad for p in network.parameters()] == flags
     assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_classifier_is_inverted_in_eval_mode_and_keeps_its_own(labelled, digits):
+    few = digits.clean.subset(range(40))
+    images = few if labelled else ImageSet(few.images)
+    classifier = digits.planted.copy().trace(few.shape)
+    classifier.network.train()
+    heard = []
+    found = inverted_for(
+        classifier, images, (7, 4), SHORT, seed=3, progress=lambda _, share: heard.append(share)
+    )
+    assert classifier.network.training
+    assert heard and heard == sorted(heard)
+    pixels = images.images.float() / 255
+    with classifier.evaluating():
+        by_hand = invert(classifier, pixels, images.labels, [7, 4], SHORT, seed=3)
+    assert found.classes == by_hand.classes and found.counted == by_hand.counted
+    assert torch.equal(found.masks, by_hand.masks)
+    assert torch.equal(found.patterns, by_hand.patterns)
 
 
 # -- functions whose best trigger is known ---------------------------------------------------------

@@ -5,7 +5,7 @@ import torch
 from msgspec.structs import replace
 
 from bezoar.errors import InputError
-from bezoar.methods import rnp_tuning
+from bezoar.methods import rnp_tuning, tolerated
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.rnp_tuning import StayPruned, Tuning, tune
 from bezoar.training import Recipe
@@ -215,11 +215,11 @@ def test_the_augmentation_is_the_tolerated_one_or_the_recipe_s(job, monkeypatch)
         seen.append(len(clean))
         return replace(recipe, flip=True)
 
-    monkeypatch.setattr(rnp_tuning, "with_tolerated_augmentation", flips)
-    tolerated = state(job(None).tuned.classifier)
+    monkeypatch.setattr(tolerated, "with_tolerated_augmentation", flips)
+    flipped = state(job(None).tuned.classifier)
     assert seen == [96]
     plain = state(job(None, settings=replace(SHORT, augment="recipe")).tuned.classifier)
-    assert seen == [96] and not same(tolerated, plain)
+    assert seen == [96] and not same(flipped, plain)
 
 
 @pytest.mark.parametrize("name", ["share", "small", "back", "drawn"])

@@ -68,6 +68,7 @@ class Clean(ModelMaybeOnImages, PublicImages):
         """Runs the repair."""
         from bezoar import intake, pipeline
         from bezoar.checks import input_of
+        from bezoar.given import check_needs
         from bezoar.networks.purified import Purified
 
         report = self.report or self.out.with_name(f"{self.out.stem}.report.html")
@@ -78,9 +79,7 @@ class Clean(ModelMaybeOnImages, PublicImages):
         method = _method(self.method, self.preset, self.set)
         check_public_options(self)
         source = self.public_source
-        pipeline.check_needs(
-            method, has_images=self.images is not None, has_public=source is not None
-        )
+        check_needs(method, has_images=self.images is not None, has_public=source is not None)
         pipeline.find_witnesses(self.scan_methods)
         outputs = (self.out, self.export, report, self.json)
         loaded, images = load(self, outputs=outputs, inputs=() if source is None else (source,))

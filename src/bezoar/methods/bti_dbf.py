@@ -54,7 +54,7 @@ from bezoar.methods.bti_dbf_strength import critical_value, null_in_words
 from bezoar.methods.bti_dbf_unlearning import GeneratedUnlearning, generated_loss
 from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
 from bezoar.methods.method import Evidence, Method, Needs, Repair, methods
-from bezoar.methods.tolerated import with_tolerated_augmentation
+from bezoar.methods.tolerated import recipe_for
 from bezoar.training import Progress, fit, no_progress
 from bezoar.wording import GENERATED
 
@@ -201,9 +201,7 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         classifier.trace(clean.shape)
         known, held_out = divided(clean, self.held_out, seed=seed)
         how = self.unlearning
-        recipe = how.recipe
-        if how.augment == "tolerated":
-            recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
+        recipe = recipe_for(how.recipe, how.augment, classifier, clean, seed=seed)
         original, repaired = classifier.copy(), classifier.copy()
         original.network.eval()
         repaired.network.eval()

@@ -44,7 +44,7 @@ from bezoar.methods.bti_dbf_recovering import (
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.neural_cleanse_triggers import pixels_of
 from bezoar.methods.purifying_cost import measure
-from bezoar.methods.tolerated import with_tolerated_augmentation
+from bezoar.methods.tolerated import recipe_for
 from bezoar.networks.purified import Purified
 from bezoar.training import Progress, fit, no_progress
 
@@ -117,9 +117,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         classifier.trace(clean.shape)
         known, held_out = divided(clean, self.held_out, seed=seed)
         how = self.purifying
-        recipe = how.recipe
-        if how.augment == "tolerated":
-            recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
+        recipe = recipe_for(how.recipe, how.augment, classifier, clean, seed=seed)
         behind = classifier.copy()
         behind.network.eval().requires_grad_(False)
         start = Start.of(behind, known, self.inversion, seed, progress)

@@ -44,7 +44,7 @@ from bezoar.images import ImageSet
 from bezoar.methods.distilling import divergence
 from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
-from bezoar.methods.tolerated import with_tolerated_augmentation
+from bezoar.methods.tolerated import recipe_for
 from bezoar.training import BatchHook, Loss, Progress, Recipe, fit, no_progress
 
 _PUSH = 0.2  # alpha times the number of classes
@@ -125,9 +125,7 @@ class FST(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         original.network.requires_grad_(False).eval()
         repaired = classifier.copy().trace(clean.shape)
         counts = clean.class_counts(repaired.num_classes)
-        recipe = self.recipe
-        if self.augment == "tolerated":
-            recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
+        recipe = recipe_for(self.recipe, self.augment, classifier, clean, seed=seed)
         alpha = _PUSH / repaired.num_classes if self.alpha is None else self.alpha
         away = AwayFromOldHead(repaired, alpha)
         draw_head(repaired, torch.Generator().manual_seed(seed))

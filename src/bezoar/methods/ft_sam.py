@@ -39,7 +39,7 @@ from bezoar.methods.clean_choice import accuracy_of
 from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.moved_weights import Weights, loss_at_moved_weights, norm_of
-from bezoar.methods.tolerated import with_tolerated_augmentation
+from bezoar.methods.tolerated import recipe_for
 from bezoar.training import Progress, Recipe, fit, no_progress
 
 _WORSE = 0.02  # accuracy on the images of the tuning itself that it may lose without a word
@@ -112,9 +112,7 @@ class FTSAM(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         clean.require_labels("FT-SAM")
         repaired = classifier.copy()
-        recipe = self.recipe
-        if self.augment == "tolerated":
-            recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
+        recipe = recipe_for(self.recipe, self.augment, classifier, clean, seed=seed)
         way = functools.partial(uphill, rho=self.rho, adaptive=self.adaptive)
         history = fit(
             repaired,

@@ -41,12 +41,11 @@ from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf import BtiDbf
 from bezoar.methods.distilling import divergence
 from bezoar.methods.method import Evidence, Method, Needs, Repair, check_target_class, methods
-from bezoar.methods.neural_cleanse_inversion import invert
+from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
-from bezoar.methods.neural_cleanse_triggers import pixels_of
 from bezoar.methods.recovered import Trigger
 from bezoar.methods.rnp import RNP
-from bezoar.methods.tolerated import with_tolerated_augmentation
+from bezoar.methods.tolerated import recipe_for
 from bezoar.statistics import harmonic_means
 from bezoar.training import Loss, Progress, Recipe, fit, no_progress
 
@@ -145,9 +144,7 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
         """
         if not triggers:
             raise InputError("there is no recovered trigger to unlearn")
-        recipe = self.recipe
-        if self.augment == "tolerated":
-            recipe = with_tolerated_augmentation(recipe, original, clean, seed=seed)
+        recipe = recipe_for(self.recipe, self.augment, original, clean, seed=seed)
         repaired, teacher = start.copy(), original.copy()
         teacher.network.eval()
         history = fit(
@@ -188,9 +185,7 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
             rows = [e.p_values for e in evidence] or [(1.0,) * classifier.num_classes]
             joint = harmonic_means(rows)
             target = min(range(len(joint)), key=joint.__getitem__)
-        pixels, labels = pixels_of(clean, classifier)
-        with classifier.evaluating():
-            patch = invert(classifier, pixels, labels, [target], self.inversion, seed=seed)
+        patch = inverted_for(classifier, clean, [target], self.inversion, seed=seed)
         return [
             Trigger(e.method, target, e.recovered)
             for e in evidence

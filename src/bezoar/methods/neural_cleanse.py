@@ -41,11 +41,11 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.method import Evidence, Method, Needs, Repair, check_target_class, methods
-from bezoar.methods.neural_cleanse_inversion import invert
+from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import Triggers, pixels_of
 from bezoar.methods.neural_cleanse_unlearning import unlearning_loss
-from bezoar.methods.tolerated import with_tolerated_augmentation
+from bezoar.methods.tolerated import recipe_for
 from bezoar.statistics import FEWEST_CLASSES, Outliers, mad_outliers
 from bezoar.training import Progress, Recipe, fit, no_progress
 from bezoar.wording import PATCH
@@ -201,9 +201,7 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         triggers = self._invert(classifier, some, chosen, seed=seed, progress=progress)
         inverted = time.perf_counter()
         targets = chosen or self._targets(triggers)
-        recipe = self.recipe
-        if self.augment == "tolerated":
-            recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
+        recipe = recipe_for(self.recipe, self.augment, classifier, clean, seed=seed)
         repaired, original = classifier.copy(), classifier.copy()
         original.network.eval()
         history = fit(
@@ -253,12 +251,10 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         progress: Progress,
     ) -> Triggers:
         classifier.trace(clean.shape)
-        pixels, labels = pixels_of(clean, classifier)
         classes = classes or list(range(classifier.num_classes))
-        with classifier.evaluating():
-            return invert(
-                classifier, pixels, labels, classes, self.inversion, seed=seed, progress=progress
-            )
+        return inverted_for(
+            classifier, clean, classes, self.inversion, seed=seed, progress=progress
+        )
 
     def _outliers(self, triggers: Triggers) -> Outliers:
         norms = triggers.norms.tolist()

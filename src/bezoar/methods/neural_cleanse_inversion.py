@@ -28,7 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.images import ImageSet
 from bezoar.methods.neural_cleanse_schedule import Inversion, Schedule
 from bezoar.methods.neural_cleanse_triggers import (
     NUMBERS,
@@ -36,10 +38,38 @@ from bezoar.methods.neural_cleanse_triggers import (
     Triggers,
     carried_shares,
     of_others,
+    pixels_of,
     predicted,
     stamped,
 )
 from bezoar.training import Progress, no_progress
+
+
+def inverted_for(
+    classifier: Classifier,
+    images: ImageSet,
+    classes: Sequence[int],
+    settings: Inversion,
+    *,
+    seed: int,
+    progress: Progress = no_progress,
+) -> Triggers:
+    """Solves eq. (1) for ``classes`` on a classifier, which is in eval mode meanwhile.
+
+    Args:
+        classifier: looked at, and left as it is.
+        images: clean ones; with labels, those of a class do not count for it.
+        classes: indices, each once.
+        settings: how.
+        seed: as for ``invert``.
+        progress: called after each epoch.
+
+    Raises:
+        InputError: no image, or classes that do not fit.
+    """
+    pixels, labels = pixels_of(images, classifier)
+    with classifier.evaluating():
+        return invert(classifier, pixels, labels, classes, settings, seed=seed, progress=progress)
 
 
 def invert(

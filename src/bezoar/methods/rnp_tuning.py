@@ -31,7 +31,7 @@ from bezoar.methods.distilling import divergence
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.neural_cleanse_unlearning import unlearning_loss
 from bezoar.methods.rnp_trigger import RecoveredTrigger
-from bezoar.methods.tolerated import with_tolerated_augmentation
+from bezoar.methods.tolerated import recipe_for
 from bezoar.training import BatchHook, Loss, Progress, Recipe, fit
 from bezoar.units import Units
 
@@ -141,9 +141,7 @@ def tune(
         seed: of the order and the draws.
         progress: called after each epoch.
     """
-    recipe = settings.recipe
-    if settings.augment == "tolerated":
-        recipe = with_tolerated_augmentation(recipe, original, clean, seed=seed)
+    recipe = recipe_for(settings.recipe, settings.augment, original, clean, seed=seed)
 
     def attempt(triggers: Triggers | None) -> tuple[Classifier, list[float]]:
         copy = pruned.copy()

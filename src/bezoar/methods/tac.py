@@ -52,7 +52,7 @@ from bezoar.methods.tac_solver import (
     right_hand_sides,
     solve_minimal_shifts,
 )
-from bezoar.methods.tolerated import with_tolerated_augmentation
+from bezoar.methods.tolerated import recipe_for
 from bezoar.statistics import small_outliers
 from bezoar.training import Progress, Recipe, fit, no_progress
 
@@ -218,9 +218,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         solution = self.solve(logits, weight, self.push_quantile)
         _require_reachable(solution, target)
         shift = solution.shifts[target].float().to(classifier.device)
-        recipe = self.recipe
-        if self.augment == "tolerated":
-            recipe = with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
+        recipe = recipe_for(self.recipe, self.augment, classifier, clean, seed=seed)
         repaired = classifier.copy()
         if self.project_head:
             project_out(repaired, shift)

@@ -7,6 +7,8 @@ ignore that change, so fine-tuning may use it.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 import torch
 
@@ -16,6 +18,29 @@ from bezoar.images import ImageSet
 from bezoar.training import Recipe
 
 TOLERANCE = 0.02  # largest loss of accuracy that still counts as none
+
+
+def recipe_for(
+    recipe: Recipe,
+    augment: Literal["tolerated", "recipe"],
+    classifier: Classifier,
+    clean: ImageSet,
+    *,
+    seed: int,
+) -> Recipe:
+    """Returns ``recipe`` with the augmentation that a method was asked for.
+
+    Args:
+        recipe: how to train.
+        augment: ``tolerated`` takes the flips and shifts that cost ``classifier`` no accuracy, and
+            needs labels; ``recipe`` what the recipe says.
+        classifier: the network before any repair.
+        clean: clean images of its task.
+        seed: of the shifts that are tried.
+    """
+    if augment == "recipe":
+        return recipe
+    return with_tolerated_augmentation(recipe, classifier, clean, seed=seed)
 
 
 def with_tolerated_augmentation(

@@ -44,7 +44,7 @@ from bezoar.methods.epoch_curves import epoch_curves
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.moved_weights import Weights, loss_at_moved_weights, norm_of
 from bezoar.methods.rnp_unlearning import Unlearned, Unlearning, unlearn
-from bezoar.methods.tolerated import with_tolerated_augmentation
+from bezoar.methods.tolerated import recipe_for
 from bezoar.methods.tsbd_reinitialisation import Measure, Reinitialisation
 from bezoar.training import Progress, Recipe, fit, no_progress
 from bezoar.units import find_units
@@ -226,9 +226,9 @@ class TSBD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # -- inner works -----------------------------------------------------------------------------
 
     def _tolerated(self, classifier: Classifier, clean: ImageSet, seed: int) -> Recipe | None:
-        if self.recipe is None or self.augment == "recipe":
-            return self.recipe
-        return with_tolerated_augmentation(self.recipe, classifier, clean, seed=seed)
+        if self.recipe is None:
+            return None
+        return recipe_for(self.recipe, self.augment, classifier, clean, seed=seed)
 
     def _tuned(
         self,
