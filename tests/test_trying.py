@@ -6,7 +6,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from bezoar import trying
+from bezoar import surviving, trying
 from bezoar.accuracy_loss import accuracy_loss
 from bezoar.aftercare import residual_risk, retuning_probe
 from bezoar.classifier import Classifier
@@ -14,6 +14,7 @@ from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.methods import RNP, TAC, Evidence, FineTuning, JointUnlearning, Method, Repair
 from bezoar.methods.recovered import Trigger
+from bezoar.methods.smooth_pattern import SmoothPatterns
 from bezoar.surviving import Survival, Survivors
 from bezoar.training import Recipe
 from bezoar.trying import ENOUGH, Unlearning, plan_for, try_repairs
@@ -214,6 +215,26 @@ def test_triggers_that_no_repair_was_shown_judge_beside_the_scan_s(digits):
     assert left["neural-cleanse again, class 4"] > 0.9
     assert survivors.worst(digits.planted) == max(left.values())
     assert [t.witness for t in survivors.triggers] == ["hand"], "what a repair is shown"
+
+
+def test_an_unusual_smooth_pattern_is_unlearned_and_another_one_judges(digits, monkeypatch):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    seeds = []
+
+    def unusual(classifier, images, classes, settings, *, seed, progress=None):
+        assert classifier is digits.planted and images is known and tuple(classes) == (4,)
+        seeds.append(seed)
+        return SmoothPatterns((4,), torch.full((1, 1, 8, 8), 0.1), torch.tensor([0.1]), 2.0)
+
+    monkeypatch.setattr(surviving, "unusual_smooth", unusual)
+    given = evidence(Patch(digits.attack))
+    survivors = Survivors(digits.planted, [given], [4], known, held_out, seed=0)
+    assert [t.witness for t in survivors.triggers] == ["hand", "smooth pattern"]
+    assert "smooth pattern again" in [t.witness for t in survivors.judging]
+    assert len(set(seeds)) == 2
+    monkeypatch.setattr(surviving, "unusual_smooth", lambda *_, **__: None)
+    usual = Survivors(digits.planted, [given], [4], known, held_out, seed=0)
+    assert "smooth pattern" not in {t.witness for t in usual.judging}
 
 
 def test_without_a_recovered_trigger_a_patch_is_inverted(digits):

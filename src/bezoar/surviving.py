@@ -1,14 +1,15 @@
 """What of a backdoor survives a repair, judged without the attacker's trigger.
 
-The triggers that the scan of the *original* model recovered, every witness's for every suspect,
-are put on held-out images again: as they are, on shifted images, and shifted together with them,
-since a repair may have closed the one place where a trigger was found and not its neighbourhood. A
-repair that unlearned just these kills them whatever it left; therefore others judge beside them,
-recovered from the original with another seed, which no repair is shown. A recovered trigger is not
-the attacker's. So the repaired model is looked at afresh as well: a quick
-scan of it says whether a suspect still stands out. Neither is a measured attack success rate, and a
-repair can pass both and leave a part of the backdoor. Where no witness recovered a trigger in pixel
-space, Neural Cleanse inverts a patch for each suspect.
+The triggers that the scan of the *original* model recovered, every witness's for every suspect, and
+a smooth pattern where an unusually weak one leads to a suspect (``smooth_pattern``), are put on
+held-out images again: as they are, on shifted images, and shifted together with them, since a
+repair may have closed the one place where a trigger was found and not its neighbourhood. A repair
+that unlearned just these kills them whatever it left; therefore others judge beside them, recovered
+from the original with another seed, which no repair is shown. A recovered trigger is not the
+attacker's. So the repaired model is looked at afresh as well: a quick scan of it says whether a
+suspect still stands out. Neither is a measured attack success rate, and a repair can pass both and
+leave a part of the backdoor. Where no witness recovered a trigger in pixel space, Neural Cleanse
+inverts a patch for each suspect.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
 from bezoar.methods.recovered import Trigger
+from bezoar.methods.smooth_pattern import SMOOTH, SmoothInversion, unusual_smooth
 
 DEAD = 0.1  # a trigger that carries at most this share is dead
 ANEW = 101  # added to the seed of the triggers that no repair is shown
@@ -78,7 +80,7 @@ class Survival:
 class Survivors:
     """The triggers that a scan recovered for its suspects, ready to be tried on repairs.
 
-    ``triggers`` are the scan's, which a repair may unlearn.
+    ``triggers`` are the scan's and smooth patterns, which a repair may unlearn.
 
     Args:
         original: the suspect model.
@@ -109,6 +111,7 @@ class Survivors:
         self.pixels, _ = pixels_of(held_out, original)
         if not self.triggers:  # witnesses that look at features alone: a patch is inverted for each
             self.triggers = self._patches("neural-cleanse", seed)
+        self.triggers += self._smooth(SMOOTH, seed)
 
     @functools.cached_property
     def judging(self) -> list[Trigger]:
@@ -123,6 +126,8 @@ class Survivors:
         if found is not None:
             led = [k for k in self.suspects if k in found.classes]
             others += [Trigger("bti-dbf again", k, found) for k in led]
+        if any(t.witness == SMOOTH for t in self.triggers):
+            others += self._smooth(f"{SMOOTH} again", seed)
         return [*self.triggers, *others]
 
     def after(self, repaired: Classifier) -> Survival:
@@ -155,6 +160,13 @@ class Survivors:
         """A patch for each suspect."""
         found = inverted_for(self.original, self.known, self.suspects, Inversion(), seed=seed)
         return [Trigger(name, k, found) for k in self.suspects]
+
+    def _smooth(self, name: str, seed: int) -> list[Trigger]:
+        """A smooth pattern for each suspect that an unusually weak one leads to."""
+        found = unusual_smooth(
+            self.original, self.known, self.suspects, SmoothInversion(), seed=seed
+        )
+        return [] if found is None else [Trigger(name, k, found) for k in found.classes]
 
     @functools.cached_property
     def _answers(self) -> Tensor:

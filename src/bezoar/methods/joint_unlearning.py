@@ -1,10 +1,11 @@
 """Joint unlearning: every trigger that several methods recovered is unlearned in one training.
 
 Idea: no method recovers the attacker's trigger itself. BTI-DBF finds a change of the whole image,
-RNP's and Neural Cleanse's inversions a patch, each another shadow of the same shortcut, and a
-repair that closes one leaves the others open. So a copy is fine-tuned on batches of which half the
-images carry one of the triggers, drawn at random, at a random part of its strength and shifted by
-some pixels, as no recovered trigger has just the attacker's strength and place:
+RNP's and Neural Cleanse's inversions a patch, ``smooth_pattern`` a faint smooth one where there is
+any, each another shadow of the same shortcut, and a repair that closes one leaves the others open.
+So a copy is fine-tuned on batches of which half the images carry one of the triggers, drawn at
+random, at a random part of its strength and shifted by some pixels, as no recovered trigger has
+just the attacker's strength and place:
 
     CE(f(A(x)), y) for images with a trigger,    T^2 KL(f0(x) || f(x)) for images without one
 
@@ -19,7 +20,7 @@ the method recovers them itself: BTI-DBF's and RNP's for the class that both tog
 unusual, and a patch for that class.
 
 Assumes one target class. Data: labelled images. Layers: any. Known failures: a trigger that no
-recovered one resembles, such as a faint wave over the whole image, or one that was made together
+recovered one resembles, such as a fine wave over the whole image, or one that was made together
 with a few changed weights (TBT): the recovered ones die and the true one lives.
 """
 
@@ -45,6 +46,7 @@ from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.recovered import Trigger
 from bezoar.methods.rnp import RNP
+from bezoar.methods.smooth_pattern import SMOOTH, SmoothInversion, unusual_smooth
 from bezoar.methods.tolerated import recipe_for
 from bezoar.statistics import harmonic_means
 from bezoar.training import Loss, Progress, Recipe, fit, no_progress
@@ -62,6 +64,7 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
         generated: how a change of the whole image is recovered.
         exposed: how a patch is recovered from the network without its benign units.
         inversion: how a patch is inverted on the network as it is.
+        smooth: how a smooth pattern is; it counts where it is far weaker than other classes'.
         share: of the images that carry a trigger, in [0, 1].
         wanted: what is asked for on images with a trigger: their ``labels``, or the original's
             ``answers`` to them without it.
@@ -83,6 +86,7 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
     generated: BtiDbf = BtiDbf()
     exposed: RNP = RNP()
     inversion: Inversion = Inversion()
+    smooth: SmoothInversion = SmoothInversion()
     share: float = 0.5
     wanted: Literal["labels", "answers"] = "labels"
     temperature: float = 2.0
@@ -186,11 +190,16 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
             joint = harmonic_means(rows)
             target = min(range(len(joint)), key=joint.__getitem__)
         patch = inverted_for(classifier, clean, [target], self.inversion, seed=seed)
+        smooth = unusual_smooth(classifier, clean, [target], self.smooth, seed=seed)
         return [
-            Trigger(e.method, target, e.recovered)
-            for e in evidence
-            if e.recovered is not None and target in e.recovered.classes
-        ] + [Trigger("neural-cleanse", target, patch)]
+            *(
+                Trigger(e.method, target, e.recovered)
+                for e in evidence
+                if e.recovered is not None and target in e.recovered.classes
+            ),
+            *([] if smooth is None else [Trigger(SMOOTH, target, smooth)]),
+            Trigger("neural-cleanse", target, patch),
+        ]
 
     # -- inner works -----------------------------------------------------------------------------
 

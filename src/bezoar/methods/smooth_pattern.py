@@ -1,0 +1,249 @@
+"""Smooth patterns: the weakest smooth change of the whole image that carries images into a class.
+
+    A_k(x) = clip(x + s d_k, 0, 1),    d_k = sum over u, v < m of theta_kuv b_u(row) b_v(column)
+
+b are the cosines of the discrete cosine transform, each with mean square 1 over the image, so that
+|d_k| = sqrt(sum theta_k^2 / c) is the root mean square of the change. For each class k
+
+    min over theta_k  E CE(f(A_k(x)), k) + lambda |d_k|,    s = 1                               (1)
+
+by Adam; lambda grows while the pattern succeeds and falls while it does not, and the smallest one
+that succeeded counts.
+
+Idea: the attackers' blended and smooth triggers cover the image faintly. A patch cannot imitate
+them, and a generator's changes are full of fine detail. Held to the lowest frequencies, the search
+finds no ordinary adversarial pattern, whose strength lies in the fine detail: into the target class
+of a smooth trigger half the change was enough that the easiest other class took, while for patches
+the target class was like the others (``unusual_smooth``). That is why a pattern counts only where
+it is unusually weak.
+
+Ours. Universal perturbations are Moosavi-Dezfooli et al. 2017, arXiv 1610.08401; that low
+frequencies are a space to search in, Guo et al. 2018, arXiv 1809.08758; smooth triggers, Zeng et
+al. 2021, arXiv 2104.03413. The pattern that is unlearned is twice as strong as the weakest (s = 2):
+attackers do not stop at what just suffices, and a network that has unlearned the weakest alone
+falls for a stronger one.
+
+Assumes an additive trigger at a fixed place. Data: images; labels leave out those of a class
+itself.
+Known failures: waves finer than m/2 periods a side are out of reach; a class that is close to all
+others can look like a target; small images have few frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bezoar.classifier import Classifier
+from bezoar.errors import InputError
+from bezoar.images import ImageSet
+from bezoar.methods.neural_cleanse_triggers import Logits, of_others, pixels_of, predicted
+from bezoar.training import Progress, no_progress
+
+SMOOTH = "smooth pattern"  # what its triggers are called
+REFERENCES = 4  # other classes that a pattern is compared with
+FEWEST_REFERENCES = 3
+UNUSUAL = 0.6  # of the smallest other pattern; a larger one is no sign of a smooth trigger
+_FINEST = 4  # pixels of half a period, at least
+_WHAT = "inverting smooth patterns"
+
+
+class SmoothInversion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How smooth patterns are searched for.
+
+    Attributes:
+        frequencies: m, at most, along each side; images of fewer than 4 m pixels have a quarter of
+            their side.
+        steps: of Adam.
+        batch_size: images of each class in a step.
+        learning_rate: of Adam, in units of pixels from 0 to 1.
+        success: share of the images, in (0, 1], that a pattern must carry into its class.
+        memory: how much of the success of former steps counts beside the latest, in [0, 1).
+        penalty: lambda at the start.
+        multiplier: of lambda, above 1.
+        strength: s of the triggers that are unlearned and tried, in units of the weakest pattern.
+    """
+
+    frequencies: int = 8
+    steps: int = 90
+    batch_size: int = 16
+    learning_rate: float = 0.003
+    success: float = 0.9
+    memory: float = 0.7
+    penalty: float = 16.0
+    multiplier: float = 1.15
+    strength: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("frequencies", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("learning_rate", "penalty", "strength"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if not 0 < self.success <= 1 or not 0 <= self.memory < 1:
+            raise InputError(
+                f"success is {self.success} and memory {self.memory}; expected them in (0, 1] and "
+                "in [0, 1)"
+            )
+        if not 1 < self.multiplier < math.inf:
+            raise InputError(f"multiplier is {self.multiplier}; expected more than 1")
+
+
+@dataclass(frozen=True)
+class SmoothPatterns:
+    """One pattern for each of K classes.
+
+    Attributes:
+        classes: which ones, K indices.
+        patterns: (K, c, h, w), the weakest that succeeded, in units of pixels from 0 to 1.
+        sizes: the root mean square of each, (K,) on the CPU; infinite where none succeeded.
+        strength: s, with which they are put on images.
+    """
+
+    classes: tuple[int, ...]
+    patterns: Tensor
+    sizes: Tensor
+    strength: float
+
+    def stamp(self, images: Tensor, k: int) -> Tensor:
+        """A_k(x): images (n, c, h, w) in [0, 1].
+
+        Raises:
+            InputError: there is no pattern for ``k``.
+        """
+        if k not in self.classes:
+            raise InputError(f"class {k} has no pattern; there are ones for {self.classes}")
+        change = self.strength * self.patterns[self.classes.index(k)].to(images)
+        return (images + change).clamp(0, 1)
+
+
+def unusual_smooth(
+    classifier: Classifier,
+    images: ImageSet,
+    classes: Sequence[int],
+    settings: SmoothInversion,
+    *,
+    seed: int,
+    progress: Progress = no_progress,
+) -> SmoothPatterns | None:
+    """The smooth patterns of ``classes`` that are far weaker than those of other classes.
+
+    Args:
+        classifier: looked at, and left as it is.
+        images: clean ones.
+        classes: indices, each once.
+        settings: how.
+        seed: of starts, mini-batches and the choice of the other classes.
+        progress: called after each step.
+
+    Returns:
+        None where none is, or where there are too few other classes to tell.
+    """
+    order = torch.randperm(classifier.num_classes, generator=torch.Generator().manual_seed(seed))
+    others = [k for k in order.tolist() if k not in classes][:REFERENCES]
+    if len(others) < FEWEST_REFERENCES:
+        return None
+    pixels, labels = pixels_of(images, classifier)
+    with classifier.evaluating():
+        found = invert_smooth(
+            classifier, pixels, labels, [*classes, *others], settings, seed=seed, progress=progress
+        )
+    limit = UNUSUAL * found.sizes[len(classes) :].min()
+    # No pattern of another class has succeeded: the limit is infinite, and any finite one is weak.
+    rows = [row for row, size in enumerate(found.sizes[: len(classes)]) if size < limit]
+    if not rows:
+        return None
+    chosen = tuple(classes[row] for row in rows)
+    return SmoothPatterns(chosen, found.patterns[rows], found.sizes[rows], found.strength)
+
+
+def invert_smooth(
+    logits: Logits,
+    images: Tensor,
+    labels: Tensor | None,
+    classes: Sequence[int],
+    settings: SmoothInversion,
+    *,
+    seed: int,
+    progress: Progress = no_progress,
+) -> SmoothPatterns:
+    """Solves eq. (1) for all ``classes`` at once; each goes the way it would have gone alone.
+
+    Args:
+        logits: the network, in eval mode; only patterns get gradients.
+        images: clean ones, (n, c, h, w) in [0, 1], on the network's device.
+        labels: (n,); images that show a class or are answered with it do not count for it.
+        classes: indices of K logits, each once.
+        settings: how.
+        seed: of the start and the mini-batches; each class draws from a generator of its own.
+        progress: called after each step.
+
+    Raises:
+        InputError: no class, or one that is there twice.
+    """
+    if not classes or len(set(classes)) < len(classes):
+        raise InputError(f"classes are {tuple(classes)}; expected at least one, each once")
+    counts = of_others(classes, predicted(logits, images), labels).cpu()
+    allowed = [torch.nonzero(row).flatten() for row in counts]
+    rows = [row for row, some in enumerate(allowed) if len(some)]
+    basis = cosines(images.shape[2], images.shape[3], settings.frequencies).to(images)
+    channels, count = images.shape[1], settings.batch_size
+    draws = [torch.Generator().manual_seed(seed * 1_000_003 + k) for k in classes]
+    start = [torch.randn(channels, len(basis), generator=draw) for draw in draws]
+    theta = (settings.learning_rate / 2 * torch.stack(start).to(images)).requires_grad_()
+    best, smallest = theta.detach().clone(), images.new_full((len(classes),), math.inf)
+    penalties = images.new_full((len(classes),), settings.penalty)
+    reached = images.new_zeros(len(classes))
+    optimizer = torch.optim.Adam([theta], settings.learning_rate, betas=(0.5, 0.9))
+    targets = torch.tensor(classes, device=images.device)
+    for step in range(settings.steps if rows else 0):
+        theta.grad = torch.zeros_like(theta)
+        for row in rows:  # one after another: the memory of a step does not grow with the classes
+            here = allowed[row][torch.randint(len(allowed[row]), (count,), generator=draws[row])]
+            with torch.enable_grad():
+                change = torch.tensordot(theta[row], basis, 1)
+                answers = logits((images[here.to(images.device)] + change).clamp(0, 1))
+                size = theta[row].square().sum().div(channels).sqrt()
+                ce = F.cross_entropy(answers, targets[row].expand(count))
+                (gradient,) = torch.autograd.grad(ce + penalties[row] * size, [theta])
+            theta.grad += gradient
+            hits = (answers.detach().argmax(1) == targets[row]).float().mean()
+            reached[row] = settings.memory * reached[row] + (1 - settings.memory) * hits
+            if reached[row] >= settings.success and size < smallest[row]:
+                best[row], smallest[row] = theta.detach()[row], size.detach()
+        optimizer.step()
+        factor = settings.multiplier
+        penalties *= torch.where(reached >= settings.success, factor, 1 / factor)
+        progress(_WHAT, (step + 1) / settings.steps)
+    patterns = torch.tensordot(best, basis, 1)
+    return SmoothPatterns(tuple(classes), patterns, smallest.cpu(), settings.strength)
+
+
+def cosines(height: int, width: int, frequencies: int) -> Tensor:
+    """The smoothest changes of an image: (m' m'', height, width), each with mean square 1.
+
+    m' and m'' are ``frequencies``, or a quarter of the side where that is less. They are those of
+    the DCT-II, orthogonal to each other, the constant one first.
+
+    >>> basis = cosines(32, 32, 8)
+    >>> basis.shape, bool(torch.allclose(basis[0], torch.ones(32, 32)))
+    (torch.Size([64, 32, 32]), True)
+    """
+    rows, columns = (_cosines(side, frequencies) for side in (height, width))
+    return torch.einsum("ah,bw->abhw", rows, columns).flatten(0, 1)
+
+
+def _cosines(side: int, frequencies: int) -> Tensor:
+    """The first cosines along one side, (m, side)."""
+    count = max(1, min(frequencies, side // _FINEST))
+    places = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    waves = torch.cos(math.pi * torch.arange(count, dtype=torch.float64)[:, None] * places)
+    waves[1:] *= math.sqrt(2)
+    return waves.float()
