@@ -163,6 +163,8 @@ def _flatten(row: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in row.items():
         if isinstance(value, dict) and set(value) != RATE:
             yield from _flatten(value, f"{prefix}{key} ")
+        elif _is_rows(value):
+            continue  # single runs: a cell cannot hold them, and the file does
         elif isinstance(value, list):
             yield prefix + key, ", ".join(map(str, value))
         else:
@@ -194,8 +196,10 @@ def _origin(name: str, result: Row) -> str:
         facts.append("Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".")
     if "machine" in result:
         facts.append(f"Machine: {cell([str(result['machine'])])}.")
-    if "summary" in result and _is_rows(result.get("runs")):
-        facts.append(f"{len(result['runs'])} single runs lie in the file.")
+    runs = result.get("runs")
+    parts = list(runs.values()) if isinstance(runs, dict) else [runs]
+    if "summary" in result and all(map(_is_rows, parts)):
+        facts.append(f"{sum(map(len, parts))} single runs lie in the file.")
     return " ".join(facts)
 
 

@@ -122,3 +122,10 @@ def test_a_picture_stands_on_the_page_and_its_facts_in_no_table(script):
     assert "| rate | 0.3 | 0.75 (0.5 to 1) | 1 | 2.5 | 2 |" in page
     assert "x.svg" not in script.digest(results)
     assert "2.5" not in script.digest(results)
+
+
+def test_single_runs_in_groups_are_counted_and_not_printed(script):
+    groups = {"null": [{"acc": 0.5}], "judged": [{"acc": 0.25}, {"acc": 0.75}]}
+    page = script.page({"grouped.json": RUNS | {"runs": groups, "summary": [{"flagged": 1}]}})
+    assert "3 single runs" in page
+    assert "{'acc'" not in page and "runs null" not in page
