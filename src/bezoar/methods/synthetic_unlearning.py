@@ -64,7 +64,7 @@ class SyntheticUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fiel
     paper: ClassVar[str] = "bezoar"
     needs: ClassVar[Needs] = "nothing"
     layers: ClassVar[str] = "any, best with BatchNorm"
-    cost: ClassVar[str] = "300 steps of a generator, then joint-unlearning on its images"
+    cost: ClassVar[str] = "60 steps of a generator, then joint-unlearning on its images"
 
     target_class: int | None = None
     count: int = 1280
