@@ -1,5 +1,6 @@
 """Several repairs are tried and the best one is kept, judged without the true trigger."""
 
+import dataclasses
 from typing import ClassVar
 
 import pytest
@@ -99,6 +100,25 @@ def test_a_dead_trigger_and_a_class_that_stands_out_end_the_search_where_nothing
     assert len(bench((Gives(gift="twin"),), (Ends(gift="twin"),))[1]) == 1
     monkeypatch.setattr(trying, "ENOUGH", trials[0].score - 1e-6)
     assert len(bench((Gives(gift="twin"),), (Ends(gift="twin"),))[1]) == 2
+
+
+def test_a_balance_that_leaves_nothing_to_gain_ends_the_search_beyond_two_points_too(
+    bench, monkeypatch
+):
+    monkeypatch.setattr(trying, "CHEAP", -1.0)  # every repair costs more than that
+    monkeypatch.setattr(trying, "ENOUGH", 0.0)
+    twice = (Gives(gift="twin"),), (Ends(gift="twin"),)
+    _, trials = bench(*twice)
+    assert len(trials) == 2
+    monkeypatch.setattr(trying, "ENOUGH", trials[0].score)
+    assert len(bench(*twice)[1]) == 1
+
+
+def test_a_balance_counts_only_within_the_limit(bench, monkeypatch):
+    _, (trial, *_) = bench((Gives(gift="twin"),))
+    dear = dataclasses.replace(trial, loss=dataclasses.replace(trial.loss, value=0.03))
+    monkeypatch.setattr(trying, "ENOUGH", dear.score)
+    assert trying._sufficient(dear, 0.05) and not trying._sufficient(dear, 0.02)
 
 
 def test_a_repair_that_costs_too_much_is_not_kept_although_it_removes_more(bench):

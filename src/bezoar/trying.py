@@ -241,7 +241,8 @@ def try_repairs(
 
 def _sufficient(trial: Trial, max_accuracy_drop: float) -> bool:
     left = trial.survival
-    most = min(CHEAP, max_accuracy_drop) + 1e-12
-    if left is None or trial.drop > most:
+    if left is None or trial.drop > max_accuracy_drop + 1e-12:
         return False
-    return left.removed or (left.worst <= DEAD and trial.score <= ENOUGH)
+    if left.worst <= DEAD and trial.score <= ENOUGH:
+        return True
+    return left.removed and trial.drop <= CHEAP + 1e-12
