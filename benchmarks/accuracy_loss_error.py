@@ -23,9 +23,9 @@ from pool_methods import POOL, clean_accuracy
 import bezoar
 from bezoar.accuracy_loss import accuracy_loss
 from bezoar.methods import BtiDbf, FineTuning, NeuralCleanse
-from bezoar.pipeline import HELD_OUT
 from bezoar.pools import open_pool
 from bezoar.records import to_json, write_text
+from bezoar.repairing import HELD_OUT
 
 RESULTS = Path(__file__).parent / "results" / "accuracy_loss_error.json"
 SEED = 0

@@ -20,7 +20,6 @@ from bezoar.judging import judge_repair
 from bezoar.looking import look_again, look_before
 from bezoar.methods import Method, Repair, methods
 from bezoar.repair_record import changes, method_record, public_record, wrapped
-from bezoar.repairing import HELD_OUT as HELD_OUT
 from bezoar.repairing import Repaired, make_repair
 from bezoar.scan_record import no_proof
 from bezoar.scanning import AUTO as AUTO

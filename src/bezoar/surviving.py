@@ -31,7 +31,7 @@ from bezoar.methods import TAC, BtiDbf, Evidence
 from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
-from bezoar.methods.recovered import Trigger
+from bezoar.methods.recovered import Trigger, triggers_in
 from bezoar.methods.smooth_pattern import SMOOTH, SmoothInversion, unusual_smooth
 
 DEAD = 0.1  # a trigger that carries at most this share is dead
@@ -102,12 +102,7 @@ class Survivors:
         seed: int,
     ) -> None:
         self.original, self.suspects, self.known, self.seed = original, suspects, known, seed
-        self.triggers = [
-            Trigger(e.method, k, e.recovered)
-            for e in evidence
-            for k in suspects
-            if e.recovered is not None and k in e.recovered.classes
-        ]
+        self.triggers = triggers_in(evidence, suspects)
         self.pixels, _ = pixels_of(held_out, original)
         if not self.triggers:  # witnesses that look at features alone: a patch is inverted for each
             self.triggers = self._patches("neural-cleanse", seed)

@@ -44,7 +44,7 @@ from bezoar.methods.distilling import divergence
 from bezoar.methods.method import Evidence, Method, Needs, Repair, check_target_class, methods
 from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
-from bezoar.methods.recovered import Trigger
+from bezoar.methods.recovered import Trigger, triggers_in
 from bezoar.methods.rnp import RNP
 from bezoar.methods.smooth_pattern import SMOOTH, SmoothInversion, unusual_smooth
 from bezoar.methods.tolerated import recipe_for
@@ -192,11 +192,7 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
         patch = inverted_for(classifier, clean, [target], self.inversion, seed=seed)
         smooth = unusual_smooth(classifier, clean, [target], self.smooth, seed=seed)
         return [
-            *(
-                Trigger(e.method, target, e.recovered)
-                for e in evidence
-                if e.recovered is not None and target in e.recovered.classes
-            ),
+            *triggers_in(evidence, [target]),
             *([] if smooth is None else [Trigger(SMOOTH, target, smooth)]),
             Trigger("neural-cleanse", target, patch),
         ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from bezoar.methods.method import Evidence
 
 
 class Recovered(Protocol):
@@ -40,3 +44,13 @@ class Trigger:
     def stamp(self, images: Tensor) -> Tensor:
         """Puts it on images (n, c, h, w) in [0, 1]; the same range back."""
         return self.recovered.stamp(images, self.target)
+
+
+def triggers_in(evidence: Sequence[Evidence], classes: Sequence[int]) -> list[Trigger]:
+    """What each witness recovered for each of ``classes``, where it recovered anything."""
+    return [
+        Trigger(e.method, k, e.recovered)
+        for e in evidence
+        for k in classes
+        if e.recovered is not None and k in e.recovered.classes
+    ]
