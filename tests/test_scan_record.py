@@ -11,7 +11,7 @@ from bezoar.methods.generated_trigger import GeneratedTrigger
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.votes import Votes, reading
 from bezoar.records import to_json
-from bezoar.scan_record import no_proof, scan_record
+from bezoar.scan_record import scan_record
 from bezoar.statistics import mad_outliers, small_outliers
 from bezoar.verdict import Levels, judge
 from bezoar.wording import FALLBACK, GENERATED, PATCH, Words
@@ -142,10 +142,13 @@ def test_nothing_found_names_all_that_was_looked_for():
     assert record["verdict"] == "nothing found"
     assert record["sentence"].startswith(
         "None of the 8 classes is unusually easy to reach with these 300 clean images. This is no "
-        "proof that the model has no backdoor: the scan looks for one class that is too easy to "
-        "reach in the last layer, or that a small patch at a fixed place reaches, and some attacks "
+        "proof that the model has no backdoor: "
     )
-    assert record["power"].endswith(no_proof([shifts(quiet), patches(quiet)]))
+    assert record["power"].endswith(
+        "This is no proof that the model has no backdoor: the scan looks for one class that is too "
+        "easy to reach in the last layer, or that a small patch at a fixed place reaches, and some "
+        "attacks do not show there."
+    )
     fallen = Evidence("rnp", "Share", quiet, (0.0,) * 8, (1.0,) * 8, "measured", words=FALLBACK)
     assert plain([fallen])["sentence"].startswith("None of the 8 classes draws unusually many ")
     assert plain([fallen, shifts(quiet)])["sentence"].startswith("None of the 8 classes stands out")
@@ -154,8 +157,8 @@ def test_nothing_found_names_all_that_was_looked_for():
 def test_no_witness_borrows_the_measured_power_of_another():
     alone = plain([shifts()])["power"]
     assert alone.startswith("Measured on small digit networks")
-    assert plain([patches()])["power"].startswith(
-        "False alarms and power of neural-cleanse were not measured. This is no proof"
+    assert plain([patches()])["power"] == (
+        "False alarms and power of neural-cleanse were not measured."
     )
     both = plain([patches(), shifts()])["power"]
     assert both.startswith("The p-values of 2 witnesses are combined by their harmonic mean")
@@ -182,7 +185,8 @@ def test_a_mapping_is_told_as_one_and_not_as_one_class():
     record = plain([generated(mapping), shifts()])
     assert record["verdict"] == "backdoor found"
     assert record["reasons"][-1].startswith(
-        "The recovered trigger has no single target (all-to-all): it sends most images of 8 "
+        "bti-dbf: the recovered trigger has no single target (all-to-all): it sends most images of "
+        "8 "
     )
     assert record["reasons"][-1].endswith("and 5 more.")
     quiet = plain([generated(mapping, (5.5, *USUAL))])
@@ -198,7 +202,7 @@ def test_a_trigger_that_leads_to_another_class_than_the_suspect_is_told_with_tha
     other = plain([generated(all_to(3))])["reasons"][-1]
     assert "answered with dog. Networks without a backdoor can" in other
     still = plain([generated(20 * torch.eye(8, dtype=torch.long))])["reasons"][-1]
-    assert still == "The recovered trigger leads to no class that stands out."
+    assert still == "bti-dbf: the recovered trigger leads to no class that stands out."
 
 
 def test_a_generated_trigger_is_told_in_its_words():
@@ -207,8 +211,8 @@ def test_a_generated_trigger_is_told_in_its_words():
         "One bounded change of the pixels carries almost every image into class Ant, and "
         "backdoor-free models hardly ever show one of such strength."
     )
-    assert record["reasons"][0].startswith("Class Ant: pull is 0.5, ")
-    assert record["reasons"][1].startswith("Recovered from four fifths of the images, that trigger")
+    assert record["reasons"][0].startswith("bti-dbf, class Ant: pull is 0.5, ")
+    assert " Recovered from four fifths of the images, that trigger" in record["reasons"][0]
     (item,) = record["evidence"]
     assert item["recovered"] == [{"class": 0, "rms_bound": 0.1}] and item["details"] == {}
     assert item["votes"]["classes"] == 8 and item["reading"]["kind"] == "one target"

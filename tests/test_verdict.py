@@ -101,9 +101,10 @@ def test_the_witness_that_saw_it_gives_the_reason():
     seeing = evidence((0.001, 1.0, 1.0, 1.0), carried=(0.9, 0.0, 0.0, 0.0))
     judgement = judge([blind, seeing], NAMES)
     assert judgement.verdict is Verdict.BACKDOOR_FOUND
-    assert "length of something is 1, 4.0 standard deviations below" in judgement.reasons[0]
-    assert "p = 0.002, corrected for having picked the smallest of 4" in judgement.reasons[0]
-    assert "carries 90 %" in judgement.reasons[1] and "ant" in judgement.reasons[1]
+    (reason,) = judgement.reasons
+    assert "length of something is 1, 4.0 standard deviations below" in reason
+    assert "p = 0.002, corrected for having picked the smallest of 4" in reason
+    assert "carries 90 % of the rest into class ant" in reason
 
 
 def test_one_reason_says_what_was_nearest_when_nothing_was_found():
@@ -145,6 +146,7 @@ def test_the_witness_that_proves_a_class_decides_it_and_else_the_one_that_finds_
     assert judgement.verdict is Verdict.BACKDOOR_FOUND and judgement.proven == (0,)
     assert judgement.deciding == (1, 0, 0, 0)
     assert judgement.p_values[0] == pytest.approx(0.0002), "the smallest one all the same"
+    assert "carries" in judgement.reasons[0] and "carries" not in judgement.reasons[1]
     assert judge([proving, silent], NAMES).deciding == (0, 0, 1, 0)
 
 
@@ -153,9 +155,10 @@ def test_a_proof_pays_for_the_number_of_witnesses_too():
     assert judge([sure], NAMES).verdict is Verdict.BACKDOOR_FOUND
     judgement = judge([sure, evidence((1, 1, 1, 1))], NAMES)
     assert judgement.verdict is Verdict.SUSPICIOUS
-    assert "p = 0.012, " in judgement.reasons[0]
-    assert judgement.reasons[0].endswith("the smallest of 4, times 2 for as many methods).")
-    assert judgement.reasons[-1] == "A finding needs p <= 0.01, too; that is not reached."
+    (reason,) = judgement.reasons
+    assert "p = 0.012, " in reason
+    assert "the smallest of 4, times 2 for as many methods). " in reason
+    assert reason.endswith(" A finding needs p <= 0.01, too; that is not reached.")
 
 
 def test_each_witness_speaks_its_own_words():
@@ -166,13 +169,12 @@ def test_each_witness_speaks_its_own_words():
         statistic="L1 norm of the mask",
     )
     assert patch.told is PATCH
-    size, works = judge([patch], NAMES).reasons
-    assert size == (
-        "Class ant: L1 norm of the mask is 1 pixels, 4.0 median absolute deviations below the "
-        "median class (p = 0.001, corrected for having picked the smallest of 4)."
+    assert judge([patch], NAMES).reasons == (
+        f"{patch.method}, class ant: L1 norm of the mask is 1 pixels, 4.0 median absolute "
+        "deviations below the median class (p = 0.001, corrected for having picked the smallest "
+        "of 4). Recovered from four fifths of the images, that patch carries 90 % of the rest "
+        "into class ant; 80 % are needed and reached for a proof.",
     )
-    assert works.startswith("Recovered from four fifths of the images, that patch carries 90 % of ")
-    assert works.endswith("the rest into class ant; 80 % are needed and reached for a proof.")
     fallen = evidence((0.02, 1, 1, 1), words=FALLBACK)
     (reason,) = judge([fallen], NAMES).reasons
     assert "corrected" not in reason
@@ -191,4 +193,4 @@ def test_where_nothing_was_recovered_for_the_suspect_no_share_is_told():
 @pytest.mark.parametrize("score", [math.nan, -math.inf])
 def test_a_score_that_is_no_number_is_left_out(score):
     judgement = judge([evidence((0.001, 1, 1, 1), scores=(score, 0, 0, 0))], NAMES)
-    assert judgement.reasons[0].startswith("Class ant: length of something is 1 (p = 0.001, ")
+    assert ", class ant: length of something is 1 (p = 0.001, " in judgement.reasons[0]

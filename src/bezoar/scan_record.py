@@ -22,7 +22,7 @@ from bezoar.methods.recovered import Recovered
 from bezoar.power import combined_power_sentence, power_sentence
 from bezoar.statistics import FEWEST_CLASSES, critical_value, mad_outliers, small_outliers
 from bezoar.verdict import Judgement, Levels, Verdict, corrected_p_values
-from bezoar.wording import Words
+from bezoar.wording import Words, within_a_sentence
 
 NOT_ALONE = "Networks without a backdoor can show the like, so this alone is not suspicious."
 MEASURED = "tac"  # the witness, on its own, that power_sentence speaks of
@@ -65,13 +65,7 @@ def scan_record(
         ],
         "found_by": [evidence[judgement.deciding[k]].method for k in judgement.suspects],
         "levels": msgspec.structs.asdict(levels),
-        "power": " ".join(
-            (
-                *([combined.in_words()] if combined.witnesses > 1 else []),
-                _power([e.method for e in evidence]),
-                no_proof(evidence),
-            )
-        ),
+        "power": " ".join(_limits_of(judgement, evidence)),
         "statistic": statistics[judgement.deciding[judgement.ranking[0]]],
         "evidence": [
             _evidence_record(e, statistic, judgement.suspects)
@@ -79,6 +73,15 @@ def scan_record(
         ],
         "skipped": _skipped(evidence),
     }
+
+
+def _limits_of(judgement: Judgement, evidence: Sequence[Evidence]) -> list[str]:
+    """What is known of how often such a verdict is wrong."""
+    told = [judgement.combined.in_words()] if judgement.combined.witnesses > 1 else []
+    told.append(_power([e.method for e in evidence]))
+    if judgement.verdict is Verdict.NOTHING_FOUND:
+        told.append(no_proof(evidence))
+    return told
 
 
 def no_proof(evidence: Sequence[Evidence]) -> str:
@@ -96,7 +99,10 @@ def _sentence(
     if judgement.verdict is Verdict.NOTHING_FOUND:
         phrases = {e.told.unusual for e in evidence}
         unusual = phrases.pop() if len(phrases) == 1 else Words().unusual
-        return f"None of the {len(classes)} classes {unusual} {_with(images)}. {no_proof(evidence)}"
+        return (
+            f"None of the {len(classes)} classes {unusual} {_with(images)}. This is no proof that "
+            "the model has no backdoor: some attacks do not show in what was looked at."
+        )
     told = [evidence[w].told for w in judgement.deciding]
     unproven = [k for k in judgement.suspects if k not in judgement.proven]
     sentences = [
@@ -123,9 +129,11 @@ def _readings(evidence: Sequence[Evidence], suspects: Sequence[int]) -> list[str
     targets.
     """
     told = []
-    for found in (e.record["reading"] for e in evidence if "reading" in e.record):
+    for e in (e for e in evidence if "reading" in e.record):
+        found = e.record["reading"]
         alone = found["targets"] and not set(found["targets"]) & set(suspects)
-        told.append(found["sentence"] + f" {NOT_ALONE}" * bool(alone))
+        sentence = f"{e.method}: {within_a_sentence(found['sentence'])}"
+        told.append(sentence + f" {NOT_ALONE}" * bool(alone))
     return told
 
 

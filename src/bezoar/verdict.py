@@ -20,7 +20,7 @@ import msgspec
 from bezoar.combining import Combined, combine
 from bezoar.methods.method import Evidence
 from bezoar.proving import FEWEST_SOURCES, Proof
-from bezoar.wording import p_in_words
+from bezoar.wording import p_in_words, within_a_sentence
 
 Prove = Callable[[Evidence, int], Proof | None]
 """Tries on held-out images what a witness recovered for a class; None where that is nothing."""
@@ -62,7 +62,8 @@ class Judgement:
         ranking: all classes, most suspicious first.
         p_values: for each class, corrected for the number of classes and of witnesses.
         combined: how these came about.
-        reasons: the figures behind it, in sentences.
+        reasons: the figures behind it: what each witness says of each suspect, led by the one that
+            decides it.
         deciding: for each class, the index of the witness that proves it, or else of the one that
             finds it most unusual.
         proven: the suspects that make it *backdoor found*, most suspicious first.
@@ -118,8 +119,9 @@ def judge(
     suspects = [k for k in ranking if p_values[k] <= levels.suspicious]
     deciding = [by_p_value(k)[0] for k in range(count)]
     proven = []
-    reasons = []
+    reasons: list[str] = []
     for k in suspects:
+        said: dict[int, str] = {}  # witness → what it says of the class
         for w in by_p_value(k):
             p = corrected[w][k]
             if p > levels.suspicious:
@@ -127,12 +129,13 @@ def judge(
             proof = None if prove is None else prove(evidence[w], k)
             if proof is not None:
                 proofs[w, k] = proof
-            reasons += _reasons(evidence[w], k, p, classes, levels, combined.parts)
-            reasons += _proof_reasons(proof, levels, classes)
+            told = _reasons(evidence[w], k, p, classes, levels, combined.parts)
+            said[w] = " ".join(told + _proof_reasons(proof, levels, classes))
             usual = max(p, p_values[k]) > levels.found
             if not usual and k not in proven and _carries(evidence[w], k, levels, proof):
                 proven.append(k)
                 deciding[k] = w
+        reasons += [said[w] for w in sorted(said, key=lambda w: w != deciding[k])]
     if proven:
         verdict = Verdict.BACKDOOR_FOUND
     elif suspects:
@@ -204,8 +207,8 @@ def _reasons(
     judged = told.judged.format(classes=len(classes))
     looked = "" if witnesses == 1 else f", times {witnesses} for as many methods"
     reasons = [
-        f"Class {classes[k]}: {_within_a_sentence(evidence.statistic)} is {evidence.values[k]:.3g}"
-        f"{unit}{deviation} ({p_in_words(p)}, {judged}{looked})."
+        f"{evidence.method}, class {classes[k]}: {within_a_sentence(evidence.statistic)} is "
+        f"{evidence.values[k]:.3g}{unit}{deviation} ({p_in_words(p)}, {judged}{looked})."
     ]
     share = evidence.carried_into(k)
     if share is None:
@@ -219,8 +222,3 @@ def _reasons(
     if enough and p > levels.found:
         reasons.append(f"A finding needs p <= {levels.found:g}, too; that is not reached.")
     return reasons
-
-
-def _within_a_sentence(title: str) -> str:
-    """A title without its first capital, unless that belongs to a name such as L1."""
-    return title if title[1:2].isupper() or title[1:2].isdigit() else title[:1].lower() + title[1:]

@@ -38,6 +38,15 @@ def p_in_words(value: float) -> str:
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
+def within_a_sentence(title: str) -> str:
+    """A title without its first capital, unless that belongs to a name.
+
+    >>> within_a_sentence("Length of the shift"), within_a_sentence("L1 norm of the mask")
+    ('length of the shift', 'L1 norm of the mask')
+    """
+    return title if title[1:2].isupper() or title[1:2].isdigit() else title[:1].lower() + title[1:]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Words:
     """What is said about a method's evidence; the defaults fit any.

@@ -116,7 +116,8 @@ def _headline(
         return synthesis.title, "story", synthesis.lead, synthesis.figures
     figures = []
     if scan:
-        figures.append(Figure("The backdoored network", scan.verdict, words.listed(scan.suspects)))
+        suspects = f"class {words.listed(scan.suspects)}" if scan.suspects else ""
+        figures.append(Figure("The backdoored network", scan.verdict, suspects))
     if repair:
         shown = ("Accuracy", "Attack success")
         figures += [figure for figure in repair.figures if figure.label in shown]

@@ -86,7 +86,7 @@ def read_scan(record: Any, outer: Mapping[str, Any] | None = None) -> Scan | Non
     order = _order(scan.get("ranking"), values, len(names))
     verdict = fields.text(scan.get("verdict"))
     state = STATES.get(verdict, "unknown")
-    power = fields.text(scan.get("power"), 1000)
+    power = fields.text(scan.get("power"), 3000)
     if state == "nothing" and "no proof" not in power.lower():
         power = f"{power} {NO_PROOF}".strip()
     known_p = [value for value in p_values if value is not None]
@@ -96,7 +96,7 @@ def read_scan(record: Any, outer: Mapping[str, Any] | None = None) -> Scan | Non
         verdict=(verdict[:1].upper() + verdict[1:]) or "No verdict",
         state=state,
         sentence=fields.text(scan.get("sentence"), 1000),
-        reasons=fields.texts(scan.get("reasons"), 1000),
+        reasons=fields.texts(scan.get("reasons"), 2000),
         power=power,
         suspects=flagged,
         figures=_figures(flagged, suspects, order, names, smallest_p, scan, evidence),
