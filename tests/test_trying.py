@@ -7,7 +7,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from bezoar import surviving, trying
+from bezoar import how_far, surviving, trying
 from bezoar.accuracy_loss import accuracy_loss
 from bezoar.aftercare import residual_risk, retuning_probe
 from bezoar.classifier import Classifier
@@ -65,6 +65,7 @@ def bench(digits, monkeypatch):
         digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
     )
     monkeypatch.setattr(Survivors, "_fresh", lambda _self, _repaired: {4: 1.0})
+    monkeypatch.setattr(how_far, "SHARES", (1.0,))  # tests/test_how_far.py walks
     survivors.__dict__["judging"] = survivors.triggers
     ruined = digits.twin.copy()
     with torch.no_grad():
@@ -140,6 +141,55 @@ def test_each_trial_is_compared_with_the_original_which_is_measured_once(
     _, held_out = digits.clean.split(0.8, seed=0)
     for trial in trials:
         assert trial.loss == accuracy_loss(digits.planted, trial.repair.classifier, held_out)
+
+
+def test_a_repair_goes_as_far_as_the_judges_like(bench, digits, monkeypatch):
+    monkeypatch.setattr(how_far, "SHARES", (0.5, 1.0))
+    asked = []
+
+    def between(original, repaired, share):
+        asked.append((original, repaired, share))
+        return GIFTS["twin"]
+
+    monkeypatch.setattr(how_far, "between", between)
+    best, (trial,) = bench((Gives(gift="planted"),), (Ends(gift="twin"),))
+    assert asked == [(digits.planted, GIFTS["planted"], 0.5)]
+    assert best is trial and trial.share == 0.5 and trial.survival.removed
+    assert trial.repair.classifier is GIFTS["twin"] and "from" in trial.repair.record
+    assert trial.name == "gives, 0.5 of the way" and trial.as_record()["share"] == 0.5
+
+
+def test_the_next_step_starts_where_the_one_before_ended(bench, monkeypatch):
+    monkeypatch.setattr(how_far, "SHARES", (0.5, 1.0))
+    monkeypatch.setattr(how_far, "between", lambda *_: GIFTS["planted"])
+    _, trials = bench((Gives(gift="ruined"),), (Gives(gift="ruined"), Ends(gift="twin")))
+    assert trials[0].share == 0.5 and trials[1].repair.record["from"] is GIFTS["planted"]
+
+
+def test_what_cannot_win_is_not_looked_at_afresh_and_never_counts_as_removed(bench, monkeypatch):
+    looked = []
+    monkeypatch.setattr(Survivors, "_fresh", lambda _self, c: looked.append(c) or {4: 0.001})
+    monkeypatch.setattr(trying, "CHEAP", -1.0)
+    monkeypatch.setattr(trying, "ENOUGH", 0.0)
+    plan = (Gives(gift="twin"),), (Gives(gift="planted"),), (Ends(gift="twin"),)
+    best, trials = bench(*plan)
+    assert best is trials[0] and looked == [GIFTS["twin"]] * 2, "the last one might have won"
+    hopeless = trials[1].survival
+    assert not hopeless.looked and not hopeless.removed and hopeless.p_values == {}
+    assert hopeless.as_record()["removed"] is False, "its trigger is alive"
+    assert Survival({"a": 0.05}, {}, looked=False).as_record()["removed"] is None
+
+
+def test_a_cheap_repair_without_a_live_trigger_is_looked_at_though_another_has_the_better_score(
+    bench, monkeypatch
+):
+    """It would end the search if nothing stood out."""
+    monkeypatch.setattr(trying, "CHEAP", 1.0)
+    monkeypatch.setattr(trying, "ENOUGH", 0.0)
+    sights = iter([{4: 0.001}, {4: 1.0}])
+    monkeypatch.setattr(Survivors, "_fresh", lambda _self, _c: next(sights))
+    best, trials = bench((Gives(gift="twin"),), (Ends(gift="twin"),), (Gives(gift="planted"),))
+    assert best is trials[1] and len(trials) == 2
 
 
 def test_a_method_that_cannot_be_used_is_a_row_and_what_builds_on_it_is_not_tried(bench):

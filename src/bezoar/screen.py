@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from bezoar.wording import repair_in_words
+
 if TYPE_CHECKING:
     from bezoar.training import Progress
 
@@ -101,7 +103,8 @@ def print_trials(record: dict[str, Any]) -> None:
     for name in ("accuracy lost", "triggers still carry", "signs left", "seconds"):
         table.add_column(name, justify="right")
     for number, trial in enumerate(record["trials"]):
-        name = ", then ".join(trial["steps"]) + " (kept)" * (number == record["kept"])
+        name = repair_in_words(trial["steps"], trial["share"])
+        name += " (kept)" * (number == record["kept"])
         left = trial["survival"]
         if left is None:
             table.add_row(f"{name}: {trial['failure']}")
@@ -110,7 +113,7 @@ def print_trials(record: dict[str, Any]) -> None:
             name,
             f"{100 * trial['accuracy_drop']:.1f}",
             f"{100 * left['worst']:.0f} %",
-            "no" if left["removed"] else "yes",
+            {True: "no", False: "yes", None: "not looked"}[left["removed"]],
             f"{trial['seconds']:.0f}",
         )
     Console(highlight=False, markup=False).print(table)

@@ -47,10 +47,12 @@ class Survival:
         carried: for each recovered trigger, "method, class" → the largest share of held-out images
             of other classes that it still carries.
         p_values: suspect → its p-value in a fresh look; empty where none was possible.
+        looked: whether there was a fresh look. Without it nothing counts as removed.
     """
 
     carried: dict[str, float]
     p_values: dict[int, float]
+    looked: bool = True
 
     @property
     def worst(self) -> float:
@@ -65,15 +67,16 @@ class Survival:
     @property
     def removed(self) -> bool:
         """Whether nothing of the backdoor is seen any more."""
-        return self.worst <= DEAD and not self.stands_out
+        return self.looked and self.worst <= DEAD and not self.stands_out
 
     def as_record(self) -> dict[str, Any]:
-        """The figures."""
+        """The figures; ``removed`` is None where only a fresh look could tell."""
+        unknown = not self.looked and self.worst <= DEAD
         return {
             "carried": dict(self.carried),
             "worst": self.worst,
             "p_values": {str(k): p for k, p in self.p_values.items()},
-            "removed": self.removed,
+            "removed": None if unknown else self.removed,
         }
 
 
@@ -127,11 +130,19 @@ class Survivors:
 
     def after(self, repaired: Classifier) -> Survival:
         """What is left in ``repaired``."""
+        return self.look(repaired, self.left(repaired))
+
+    def left(self, repaired: Classifier) -> Survival:
+        """What the triggers still carry, without a fresh look."""
         carried = {
             f"{t.witness}, class {self.original.classes[t.target]}": self.carried(repaired, t)
             for t in self.judging
         }
-        return Survival(carried, self._fresh(repaired))
+        return Survival(carried, {}, looked=False)
+
+    def look(self, repaired: Classifier, left: Survival) -> Survival:
+        """``left`` with a fresh look at ``repaired``."""
+        return Survival(left.carried, self._fresh(repaired))
 
     def carried(self, classifier: Classifier, trigger: Trigger) -> float:
         """The largest share of images of other classes that a trigger carries into its class."""

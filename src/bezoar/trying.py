@@ -10,11 +10,14 @@ balance leaves nothing to gain. If none is like that, the one with the best bala
 
 where worst is the largest share that a recovered trigger still carries and drop the loss of
 accuracy (``accuracy_loss``): the first two terms are what DER takes off with recovered triggers for
-the attacker's. Repairs beyond the user's limit come last.
+the attacker's. Repairs beyond the user's limit come last. By these two terms each repair also
+decides how far to go on its way (``how_far``), and one that they already put behind the best one is
+not looked at afresh.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from msgspec.structs import replace
 from bezoar.accuracy_loss import AccuracyLoss, Baseline
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.how_far import walk
 from bezoar.images import ImageSet
 from bezoar.methods import (
     IBAU,
@@ -39,6 +43,7 @@ from bezoar.methods import (
 )
 from bezoar.surviving import DEAD, Survival, Survivors
 from bezoar.training import Progress, no_progress
+from bezoar.wording import repair_in_words
 
 STANDS_OUT = 0.02  # a repair may leave the class easy to reach and the trigger dead
 CHEAP = 0.02  # a loss of accuracy, in [0, 1], below which nothing better is looked for
@@ -90,12 +95,43 @@ class Unlearning:
 
 
 @dataclass(frozen=True, eq=False)
+class Weighed:
+    """What a network is worth as far as no fresh look at it is needed.
+
+    Attributes:
+        loss: of accuracy, on held-out images.
+        left: what the triggers still carry.
+        limit: largest loss of accuracy of a sufficient repair, in [0, 1].
+    """
+
+    loss: AccuracyLoss
+    left: Survival
+    limit: float
+
+    @property
+    def beyond(self) -> bool:
+        """Whether it costs more than the limit."""
+        return self.loss.value > self.limit + 1e-12
+
+    @property
+    def score(self) -> float:
+        """What DER would take off; the smaller, the better."""
+        return self.left.worst / 2 + max(0.0, self.loss.value)
+
+    @property
+    def balance(self) -> float:
+        """The score, with what lies beyond the limit behind all that does not."""
+        return self.score + (2.0 if self.beyond else 0.0)
+
+
+@dataclass(frozen=True, eq=False)
 class Trial:
     """One repair, or several one after another, and what it is worth.
 
     Attributes:
         steps: the methods, in their order.
-        repair: the last one's; None where a method could not be used.
+        repair: the last one's, as far as it went; None where a method could not be used.
+        share: how far it went on its way; 1 is as far as the method does.
         loss: of accuracy, on held-out images.
         survival: what of the backdoor is left.
         seconds: of the last step and of judging it.
@@ -104,6 +140,7 @@ class Trial:
 
     steps: tuple[Step, ...]
     repair: Repair | None
+    share: float = 1.0
     loss: AccuracyLoss | None = None
     survival: Survival | None = None
     seconds: float = 0.0
@@ -111,8 +148,8 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The steps in words."""
-        return ", then ".join(step.name for step in self.steps)
+        """The steps in words, and how far they went."""
+        return repair_in_words([step.name for step in self.steps], self.share)
 
     @property
     def method(self) -> Method:
@@ -137,6 +174,7 @@ class Trial:
         """A row of the table of what was tried."""
         return {
             "steps": [step.name for step in self.steps],
+            "share": self.share,
             "accuracy": self.loss and self.loss.after.as_record(),
             "accuracy_drop": self.loss and self.loss.value,
             "loss": self.loss and self.loss.as_record(),
@@ -209,6 +247,11 @@ def try_repairs(
     baseline = Baseline(original, held_out, seed=seed)
     done: dict[tuple[Step, ...], Repair] = {}
     trials: list[Trial] = []
+    best: Trial | None = None
+
+    def weigh(network: Classifier) -> Weighed:
+        return Weighed(baseline.loss(network), survivors.left(network), max_accuracy_drop)
+
     for steps in plan:
         started = time.perf_counter()
         start = done.get(steps[:-1])
@@ -221,22 +264,35 @@ def try_repairs(
         except InputError as error:
             trials.append(Trial(steps, None, failure=str(error)))
             continue
-        done[steps] = repair
-        trial = Trial(
-            steps,
-            repair,
-            baseline.loss(repair.classifier),
-            survivors.after(repair.classifier),
-            time.perf_counter() - started,
-        )
+        share, network, weighed = walk(original, repair.classifier, weigh)
+        left = weighed.left
+        if _may_win(weighed, best):
+            left = survivors.look(network, left)
+        repair = done[steps] = dataclasses.replace(repair, classifier=network)
+        seconds = time.perf_counter() - started
+        trial = Trial(steps, repair, share, weighed.loss, left, seconds)
         trials.append(trial)
         if _sufficient(trial, max_accuracy_drop):
             return trial, tuple(trials)
-    most = max_accuracy_drop + 1e-12
-    best = min(trials, key=lambda trial: (trial.drop > most, trial.score))
-    if best.repair is None:
+        if best is None or _rank(trial, max_accuracy_drop) < _rank(best, max_accuracy_drop):
+            best = trial
+    if best is None:
         raise InputError(f"no repair could be made; the first one says: {trials[0].failure}")
     return best, tuple(trials)
+
+
+def _rank(trial: Trial, max_accuracy_drop: float) -> tuple[bool, float]:
+    """By what repairs are sorted, best first."""
+    return trial.drop > max_accuracy_drop + 1e-12, trial.score
+
+
+def _may_win(weighed: Weighed, best: Trial | None) -> bool:
+    """Whether a fresh look can make it the best so far, or sufficient; it only adds to a score."""
+    if best is None:
+        return True
+    cheap = weighed.left.worst <= DEAD and weighed.loss.value <= CHEAP + 1e-12
+    rank = _rank(best, weighed.limit)
+    return (cheap and not weighed.beyond) or (weighed.beyond, weighed.score) < rank
 
 
 def _sufficient(trial: Trial, max_accuracy_drop: float) -> bool:

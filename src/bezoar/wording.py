@@ -6,7 +6,7 @@ verdict, the record and the report are the same for all; what was seen is said i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,15 @@ def p_in_words(value: float) -> str:
     ('p = 0.012', 'p < 0.0001')
     """
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
+
+
+def repair_in_words(steps: Sequence[str], share: float) -> str:
+    """Repairs one after another, and how far they went on their way.
+
+    >>> repair_in_words(["rnp"], 1.0), repair_in_words(["rnp", "tac"], 0.9)
+    ('rnp', 'rnp, then tac, 0.9 of the way')
+    """
+    return ", then ".join(steps) + ("" if share == 1 else f", {share:g} of the way")
 
 
 def within_a_sentence(title: str) -> str:

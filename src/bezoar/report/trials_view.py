@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bezoar.report import fields, words
+from bezoar.wording import repair_in_words
 
 CAPTION = (
     "What was tried, in its order. No repair saw the images that judge it; triggers are those that "
@@ -47,7 +48,9 @@ def read_aftercare(repair: Mapping[str, Any]) -> list[str]:
 
 
 def _row(trial: Mapping[str, Any]) -> list[str]:
-    name = ", then ".join(fields.texts(trial.get("steps"), 80))
+    share = fields.number(trial.get("share"))
+    steps = fields.texts(trial.get("steps"), 80)
+    name = repair_in_words(steps, 1.0 if share is None else share)
     seconds = fields.number(trial.get("seconds"))
     left = fields.mapping(trial.get("survival"))
     if not left:
@@ -60,6 +63,13 @@ def _row(trial: Mapping[str, Any]) -> list[str]:
         words.points(fields.number(trial.get("accuracy_drop")) or 0.0),
         words.percent(fields.number(left.get("worst"))),
         words.p_value(smallest),
-        "no" if left.get("removed") is True else "yes",
+        _signs(left.get("removed", False)),
         words.seconds(seconds),
     ]
+
+
+def _signs(removed: Any) -> str:
+    """None is written where a repair was not looked at afresh, since it could not win any more."""
+    if removed is None:
+        return "not looked"
+    return "no" if removed is True else "yes"
