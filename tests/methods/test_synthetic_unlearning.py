@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
-from bezoar.methods import SyntheticUnlearning, is_data_free, methods
+from bezoar.methods import JointUnlearning, SyntheticUnlearning, is_data_free, methods
 from bezoar.methods.synthesis import Synthesis
 from bezoar.training import Recipe
 
@@ -54,6 +54,24 @@ def test_what_it_measured_is_told(repair):
     assert record["agreement"]["synthetic"]["count"] == 256 and repair.synthetic is not None
     assert record["agreement"]["synthetic"]["value"] > 0.7
     assert len(repair.synthetic) == 512
+
+
+def test_it_goes_a_part_of_the_way(digits):
+    quick = SyntheticUnlearning(
+        target_class=digits.attack.target,
+        count=80,
+        synthesis=Synthesis(steps=2),
+        unlearning=JointUnlearning(wanted="answers", recipe=Recipe(epochs=1, learning_rate=1e-2)),
+    )
+    start = blind(digits.planted)
+    whole, part = (
+        replace(quick, share=share).remove(start, seed=0).classifier.network.fc.weight
+        for share in (1.0, 0.5)
+    )
+    first = start.network.fc.weight
+    assert torch.allclose(part, (first + whole) / 2, atol=1e-6) and not torch.equal(first, whole)
+    with pytest.raises(InputError, match="share is 0"):
+        SyntheticUnlearning(share=0.0)
 
 
 def test_it_is_data_free_and_refuses_what_it_cannot_use(digits):

@@ -5,7 +5,9 @@ Idea: without an image, the last layer's rows (``weights``) and the margins that
 makes images that excite it as its training images did. Triggers for that class are recovered on
 these images, as on real ones, and unlearned together (``joint-unlearning``): on an image with a
 trigger the copy shall answer as the original does without it. Labels would say no more, since they
-are the original's answers, too.
+are the original's answers, too. Images of the task would have to say where to stop; without them
+the copy goes a fixed part of the way (``how_far``): on the pool's development half the last fifth
+cost about a third of the accuracy and removed little.
 
 Ours. What is the work of others is told where it stands: ``weights`` and ``mm-bd``, ``synthesis``,
 ``bti-dbf``, ``rnp``, ``neural-cleanse`` and ``joint-unlearning``.
@@ -27,6 +29,7 @@ import torch
 
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.how_far import between
 from bezoar.images import ImageSet
 from bezoar.methods.joint_unlearning import JointUnlearning
 from bezoar.methods.method import Method, Needs, Repair, check_target_class, methods
@@ -57,6 +60,7 @@ class SyntheticUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fiel
         synthesis: how they are made.
         margin: how ``mm-bd`` looks.
         unlearning: how triggers are recovered and unlearned.
+        share: s of ``how_far``, in (0, 2]; 1 goes as far as the unlearning does.
     """
 
     name: ClassVar[str] = "synthetic-unlearning"
@@ -64,15 +68,18 @@ class SyntheticUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fiel
     paper: ClassVar[str] = "bezoar"
     needs: ClassVar[Needs] = "nothing"
     layers: ClassVar[str] = "any, best with BatchNorm"
-    cost: ClassVar[str] = "60 steps of a generator, then joint-unlearning on its images"
+    cost: ClassVar[str] = "300 steps of a generator, then joint-unlearning on its images"
 
     target_class: int | None = None
     count: int = 1280
-    synthesis: Synthesis = Synthesis()
+    synthesis: Synthesis = Synthesis(steps=300)  # after 60, rare classes got no image
     margin: MMBD = MMBD()
     unlearning: JointUnlearning = JointUnlearning(wanted="answers")
+    share: float = 0.8
 
     def __post_init__(self) -> None:
+        if not 0 < self.share <= 2:
+            raise InputError(f"share is {self.share}; expected it in (0, 2]")
         if self.count < 10:
             raise InputError(f"count is {self.count}; expected at least 10 synthetic images")
 
@@ -105,21 +112,23 @@ class SyntheticUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fiel
         how = msgspec.structs.replace(self.unlearning, target_class=target)
         triggers = how.recover(classifier, known, seed=seed, progress=progress)
         repair = how.unlearn(classifier, classifier, known, triggers, seed=seed, progress=progress)
+        repaired = between(classifier, repair.classifier, self.share)
         record: dict[str, Any] = {
             **repair.record,
             "target_p_value": p_value,
+            "share": self.share,
             "synthesis": {k: v for k, v in made.record.items() if k != "notices"},
-            "agreement": {"synthetic": _agreement(classifier, repair.classifier, unseen)},
+            "agreement": {"synthetic": _agreement(classifier, repaired, unseen)},
             "insensitivity": {
                 when: _moved(classifier, one, unseen, triggers).as_record()
-                for when, one in (("before", classifier), ("after", repair.classifier))
+                for when, one in (("before", classifier), ("after", repaired))
             },
             "measured_on": MEASURED_ON,
             "flags": [*_guess(classifier, target, p_value), *made.record["notices"]],
             "seconds": repair.record["seconds"] | {"total": time.perf_counter() - started},
         }
         shown = made.images.subset(torch.arange(min(SHOWN, self.count)))
-        return Repair(repair.classifier, record, synthetic=shown)
+        return Repair(repaired, record, synthetic=shown)
 
     # -- inner works -----------------------------------------------------------------------------
 
