@@ -96,10 +96,11 @@ def test_a_dead_trigger_and_a_class_that_stands_out_end_the_search_where_nothing
     monkeypatch.setattr(Survivors, "_fresh", lambda _self, _repaired: {4: 0.001})
     _, trials = bench((Gives(gift="twin"),), (Ends(gift="twin"),))
     assert not trials[0].survival.removed
-    assert len(trials) == (1 if trials[0].score <= ENOUGH else 2)
-    monkeypatch.setattr(trying, "ENOUGH", trials[0].score)
+    score = trials[0].weighed.score
+    assert len(trials) == (1 if score <= ENOUGH else 2)
+    monkeypatch.setattr(trying, "ENOUGH", score)
     assert len(bench((Gives(gift="twin"),), (Ends(gift="twin"),))[1]) == 1
-    monkeypatch.setattr(trying, "ENOUGH", trials[0].score - 1e-6)
+    monkeypatch.setattr(trying, "ENOUGH", score - 1e-6)
     assert len(bench((Gives(gift="twin"),), (Ends(gift="twin"),))[1]) == 2
 
 
@@ -111,21 +112,23 @@ def test_a_balance_that_leaves_nothing_to_gain_ends_the_search_beyond_two_points
     twice = (Gives(gift="twin"),), (Ends(gift="twin"),)
     _, trials = bench(*twice)
     assert len(trials) == 2
-    monkeypatch.setattr(trying, "ENOUGH", trials[0].score)
+    monkeypatch.setattr(trying, "ENOUGH", trials[0].weighed.score)
     assert len(bench(*twice)[1]) == 1
 
 
 def test_a_balance_counts_only_within_the_limit(bench, monkeypatch):
     _, (trial, *_) = bench((Gives(gift="twin"),))
-    dear = dataclasses.replace(trial, loss=dataclasses.replace(trial.loss, value=0.03))
+    loss = dataclasses.replace(trial.weighed.loss, value=0.03)
+    dear, too_dear = (dataclasses.replace(trial.weighed, loss=loss, limit=t) for t in (0.05, 0.02))
     monkeypatch.setattr(trying, "ENOUGH", dear.score)
-    assert trying._sufficient(dear, 0.05) and not trying._sufficient(dear, 0.02)
+    assert dear.sufficient and not too_dear.sufficient
+    assert dear.balance < 1 < too_dear.balance
 
 
 def test_a_repair_that_costs_too_much_is_not_kept_although_it_removes_more(bench):
     best, trials = bench((Gives(gift="ruined"),), (Gives(gift="planted"),))
     assert best.repair.classifier is GIFTS["planted"] and len(trials) == 2
-    assert trials[0].drop > 0.5
+    assert trials[0].weighed.drop > 0.5
 
 
 def test_each_trial_is_compared_with_the_original_which_is_measured_once(
@@ -140,7 +143,9 @@ def test_each_trial_is_compared_with_the_original_which_is_measured_once(
     assert asked == [digits.planted, *(GIFTS[name] for name in ("ruined", "planted", "twin"))]
     _, held_out = digits.clean.split(0.8, seed=0)
     for trial in trials:
-        assert trial.loss == accuracy_loss(digits.planted, trial.repair.classifier, held_out)
+        assert trial.weighed.loss == accuracy_loss(
+            digits.planted, trial.repair.classifier, held_out
+        )
 
 
 def test_a_repair_goes_as_far_as_the_judges_like(bench, digits, monkeypatch):

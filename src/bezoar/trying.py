@@ -18,6 +18,7 @@ not looked at afresh.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,32 +97,55 @@ class Unlearning:
 
 @dataclass(frozen=True, eq=False)
 class Weighed:
-    """What a network is worth as far as no fresh look at it is needed.
+    """What a network is worth as a repair.
 
     Attributes:
         loss: of accuracy, on held-out images.
-        left: what the triggers still carry.
+        survival: what of the backdoor is left.
         limit: largest loss of accuracy of a sufficient repair, in [0, 1].
     """
 
     loss: AccuracyLoss
-    left: Survival
+    survival: Survival
     limit: float
+
+    @property
+    def drop(self) -> float:
+        """The loss of accuracy against the original, in [-1, 1]."""
+        return self.loss.value
 
     @property
     def beyond(self) -> bool:
         """Whether it costs more than the limit."""
-        return self.loss.value > self.limit + 1e-12
+        return self.drop > self.limit + 1e-12
 
     @property
     def score(self) -> float:
-        """What DER would take off; the smaller, the better."""
-        return self.left.worst / 2 + max(0.0, self.loss.value)
+        """The smaller, the better; a fresh look can only add to it."""
+        stands_out = STANDS_OUT if self.survival.stands_out else 0.0
+        return self.survival.worst / 2 + max(0.0, self.drop) + stands_out
 
     @property
     def balance(self) -> float:
-        """The score, with what lies beyond the limit behind all that does not."""
+        """The score, with all that lies beyond the limit behind all that does not."""
         return self.score + (2.0 if self.beyond else 0.0)
+
+    @property
+    def sufficient(self) -> bool:
+        """Whether nothing better is looked for."""
+        if self.beyond:
+            return False
+        nothing_to_gain = self.survival.worst <= DEAD and self.score <= ENOUGH
+        return nothing_to_gain or (self.survival.removed and self._cheap)
+
+    @property
+    def may_suffice(self) -> bool:
+        """The same before a fresh look: whether it could be sufficient after one."""
+        return not self.beyond and self._cheap and self.survival.worst <= DEAD
+
+    @property
+    def _cheap(self) -> bool:
+        return self.drop <= CHEAP + 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,18 +155,16 @@ class Trial:
     Attributes:
         steps: the methods, in their order.
         repair: the last one's, as far as it went; None where a method could not be used.
+        weighed: what it is worth; None likewise.
         share: how far it went on its way; 1 is as far as the method does.
-        loss: of accuracy, on held-out images.
-        survival: what of the backdoor is left.
         seconds: of the last step and of judging it.
         failure: why there is none.
     """
 
     steps: tuple[Step, ...]
     repair: Repair | None
+    weighed: Weighed | None = None
     share: float = 1.0
-    loss: AccuracyLoss | None = None
-    survival: Survival | None = None
     seconds: float = 0.0
     failure: str = ""
 
@@ -158,28 +180,21 @@ class Trial:
         return last.method if isinstance(last, Unlearning) else last  # type: ignore[return-value]
 
     @property
-    def drop(self) -> float:
-        """The loss of accuracy against the original, in [-1, 1]; 0 where there is no repair."""
-        return self.loss.value if self.loss else 0.0
-
-    @property
-    def score(self) -> float:
-        """The smaller, the better; infinite where there is no repair."""
-        if self.survival is None:
-            return float("inf")
-        stands_out = STANDS_OUT if self.survival.stands_out else 0.0
-        return self.survival.worst / 2 + max(0.0, self.drop) + stands_out
+    def survival(self) -> Survival | None:
+        """What of the backdoor is left; None where there is no repair."""
+        return self.weighed.survival if self.weighed else None
 
     def as_record(self) -> dict[str, Any]:
         """A row of the table of what was tried."""
+        loss = self.weighed and self.weighed.loss
         return {
             "steps": [step.name for step in self.steps],
             "share": self.share,
-            "accuracy": self.loss and self.loss.after.as_record(),
-            "accuracy_drop": self.loss and self.loss.value,
-            "loss": self.loss and self.loss.as_record(),
+            "accuracy": loss and loss.after.as_record(),
+            "accuracy_drop": loss and loss.value,
+            "loss": loss and loss.as_record(),
             "survival": self.survival and self.survival.as_record(),
-            "score": self.score if self.survival else None,
+            "score": self.weighed and self.weighed.score,
             "seconds": self.seconds,
             "failure": self.failure or None,
         }
@@ -248,6 +263,7 @@ def try_repairs(
     done: dict[tuple[Step, ...], Repair] = {}
     trials: list[Trial] = []
     best: Trial | None = None
+    least = math.inf  # the best one's balance
 
     def weigh(network: Classifier) -> Weighed:
         return Weighed(baseline.loss(network), survivors.left(network), max_accuracy_drop)
@@ -265,40 +281,16 @@ def try_repairs(
             trials.append(Trial(steps, None, failure=str(error)))
             continue
         share, network, weighed = walk(original, repair.classifier, weigh)
-        left = weighed.left
-        if _may_win(weighed, best):
-            left = survivors.look(network, left)
+        if weighed.may_suffice or weighed.balance < least:
+            looked = survivors.look(network, weighed.survival)
+            weighed = dataclasses.replace(weighed, survival=looked)
         repair = done[steps] = dataclasses.replace(repair, classifier=network)
-        seconds = time.perf_counter() - started
-        trial = Trial(steps, repair, share, weighed.loss, left, seconds)
+        trial = Trial(steps, repair, weighed, share, time.perf_counter() - started)
         trials.append(trial)
-        if _sufficient(trial, max_accuracy_drop):
+        if weighed.sufficient:
             return trial, tuple(trials)
-        if best is None or _rank(trial, max_accuracy_drop) < _rank(best, max_accuracy_drop):
-            best = trial
+        if weighed.balance < least:
+            best, least = trial, weighed.balance
     if best is None:
         raise InputError(f"no repair could be made; the first one says: {trials[0].failure}")
     return best, tuple(trials)
-
-
-def _rank(trial: Trial, max_accuracy_drop: float) -> tuple[bool, float]:
-    """By what repairs are sorted, best first."""
-    return trial.drop > max_accuracy_drop + 1e-12, trial.score
-
-
-def _may_win(weighed: Weighed, best: Trial | None) -> bool:
-    """Whether a fresh look can make it the best so far, or sufficient; it only adds to a score."""
-    if best is None:
-        return True
-    cheap = weighed.left.worst <= DEAD and weighed.loss.value <= CHEAP + 1e-12
-    rank = _rank(best, weighed.limit)
-    return (cheap and not weighed.beyond) or (weighed.beyond, weighed.score) < rank
-
-
-def _sufficient(trial: Trial, max_accuracy_drop: float) -> bool:
-    left = trial.survival
-    if left is None or trial.drop > max_accuracy_drop + 1e-12:
-        return False
-    if left.worst <= DEAD and trial.score <= ENOUGH:
-        return True
-    return left.removed and trial.drop <= CHEAP + 1e-12
