@@ -13,7 +13,7 @@ from bezoar.aftercare import residual_risk, retuning_probe
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
-from bezoar.methods import RNP, TAC, Evidence, FineTuning, JointUnlearning, Method, Repair
+from bezoar.methods import RNP, SAU, TAC, Evidence, FineTuning, JointUnlearning, Method, Repair
 from bezoar.methods.recovered import Trigger
 from bezoar.methods.smooth_pattern import SmoothPatterns
 from bezoar.surviving import Survival, Survivors
@@ -233,8 +233,14 @@ def test_the_plan_tells_the_methods_the_suspect_and_adds_a_stranger_s_own_repair
         return [tuple(step.name for step in steps) for steps in plan_for(survivors, found_by)]
 
     plan = plan_for(survivors)
-    assert (RNP(),) in plan and (TAC(target_class=4),) in plan
+    assert (SAU(),) in plan and (TAC(target_class=4),) in plan
     assert plan[0][0].method == JointUnlearning(target_class=4)
+    anew = {steps: steps[-1].anew for steps in plan if isinstance(steps[-1], Unlearning)}
+    assert [(len(steps), found) for steps, found in anew.items()] == [
+        (1, False),
+        (2, False),
+        (2, True),
+    ]
     stranger = Gives(gift="twin")
     assert plan_for(survivors, stranger)[-1] == (stranger,)
     assert told(stranger)[:-1] == told() == told(RNP())
@@ -243,7 +249,7 @@ def test_the_plan_tells_the_methods_the_suspect_and_adds_a_stranger_s_own_repair
         assert len(steps) == 1 or steps[:-1] in before, "what a repair builds on comes first"
 
 
-def test_the_unlearning_of_a_repaired_network_looks_at_it_again(digits, monkeypatch):
+def test_unlearning_anew_looks_at_the_network_that_it_starts_with(digits, monkeypatch):
     known, held_out = digits.clean.split(0.8, seed=0)
     given = Patch(digits.attack)
     survivors = Survivors(digits.planted, [evidence(given)], [4], known, held_out, seed=0)
@@ -258,7 +264,9 @@ def test_the_unlearning_of_a_repaired_network_looks_at_it_again(digits, monkeypa
     how = {"seed": 0, "progress": lambda *_: None}
     first = step.remove(digits.planted, known, **how)
     assert not looked and [t["witness"] for t in first.record["triggers"]] == ["hand"]
-    second = step.remove(first.classifier, known, **how)
+    step.remove(first.classifier, known, **how)
+    assert not looked
+    second = dataclasses.replace(step, anew=True).remove(first.classifier, known, **how)
     assert looked == [first.classifier]
     assert [t["witness"] for t in second.record["triggers"]] == ["hand", "again"]
 

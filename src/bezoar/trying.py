@@ -34,9 +34,9 @@ from bezoar.images import ImageSet
 from bezoar.methods import (
     IBAU,
     RNP,
+    SAU,
     TAC,
     BtiDbf,
-    FineTuning,
     JointUnlearning,
     Method,
     NeuralCleanse,
@@ -68,15 +68,15 @@ class Step(Protocol):
 class Unlearning:
     """Joint unlearning of the triggers that the scan recovered.
 
-    On a network that was repaired before, triggers are recovered again, and all are unlearned.
-
     Attributes:
         method: how, and which class.
         survivors: the original and its triggers.
+        anew: whether others, recovered from the network that it starts with, are unlearned, too.
     """
 
     method: JointUnlearning
     survivors: Survivors
+    anew: bool = False
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ class Unlearning:
     ) -> Repair:
         """Returns a repaired copy of ``classifier``."""
         original, triggers = self.survivors.original, list(self.survivors.triggers)
-        if classifier is not original:
+        if self.anew:
             triggers += self.method.recover(classifier, clean, seed=seed, progress=progress)
         return self.method.unlearn(
             classifier, original, clean, triggers, seed=seed, progress=progress
@@ -211,20 +211,20 @@ def plan_for(survivors: Survivors, found_by: Method | None = None) -> tuple[tupl
     first = survivors.suspects[0]
     own: list[tuple[Step, ...]] = []
     if found_by is not None and type(found_by).remove is not Method.remove:
-        ours = isinstance(found_by, RNP | TAC | BtiDbf | NeuralCleanse | FineTuning | IBAU)
+        ours = isinstance(found_by, RNP | TAC | BtiDbf | NeuralCleanse)
         if "target_class" in found_by.__struct_fields__:
             found_by = replace(found_by, target_class=first)
         own = [] if ours else [(found_by,)]
-    unlearn = Unlearning(JointUnlearning(target_class=first), survivors)
-    forget = FineTuning(schedule="super-convergent")
-    prune, shift = RNP(), TAC(target_class=first)
+    method = JointUnlearning(target_class=first)
+    unlearn, again = Unlearning(method, survivors), Unlearning(method, survivors, anew=True)
+    shared = SAU()
     return (
         (unlearn,),
-        (forget,),
+        (shared,),
+        (shared, unlearn),
+        (TAC(target_class=first),),
         (BtiDbf(),),
-        (shift,),
-        (prune,),
-        (unlearn, unlearn),
+        (unlearn, again),
         (IBAU(),),
         *own,
     )
