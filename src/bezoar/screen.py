@@ -100,7 +100,7 @@ def print_trials(record: dict[str, Any]) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("tried")
-    for name in ("accuracy lost", "triggers still carry", "signs left", "seconds"):
+    for name in ("accuracy lost", "triggers carry", "signs left", "seconds"):
         table.add_column(name, justify="right")
     for number, trial in enumerate(record["trials"]):
         name = repair_in_words(trial["steps"], trial["share"])
