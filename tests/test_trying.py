@@ -14,6 +14,7 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.methods import RNP, SAU, TAC, Evidence, FineTuning, JointUnlearning, Method, Repair
+from bezoar.methods.neural_cleanse_triggers import predicted
 from bezoar.methods.recovered import Trigger
 from bezoar.methods.smooth_pattern import SmoothPatterns
 from bezoar.surviving import Survival, Survivors
@@ -283,9 +284,34 @@ def test_triggers_are_tried_on_shifted_images_too(digits):
 
     found = Nowhere(digits.attack)
     survivors = Survivors(digits.planted, [evidence(found)], [4], known, held_out, seed=0)
-    assert survivors.carried(digits.planted, survivors.triggers[0]) < 0.2
-    plain, shifted, _ = Nowhere.seen
+    assert survivors.carried(digits.planted, survivors.triggers[0]) == 0
+    plain, shifted = Nowhere.seen
     assert not torch.equal(plain, shifted) and plain.shape == shifted.shape
+
+
+def test_what_goes_to_the_class_without_a_trigger_is_not_carried(digits):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    survivors = Survivors(
+        digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
+    )
+    (trigger,) = survivors.triggers
+    assert survivors.carried(digits.planted, trigger) >= 0.95
+    leaning = digits.planted.copy()
+    with torch.no_grad():
+        leaning.network.fc.bias[4] += 8.0
+    images = survivors.pixels[survivors._answers != 4]
+    with leaning.evaluating():
+        anyway = float((predicted(leaning, images) == 4).float().mean())
+        stamped = float((predicted(leaning, trigger.stamp(images)) == 4).float().mean())
+    assert 0.05 < anyway < 0.9 <= stamped
+    moved = survivors._shifted(survivors.pixels)[survivors._answers != 4]
+    with leaning.evaluating():
+        anyway_moved = float((predicted(leaning, moved) == 4).float().mean())
+    least = stamped - max(anyway, anyway_moved)
+    assert least - 1e-6 <= survivors.carried(leaning, trigger) <= 1 - min(anyway, anyway_moved)
+    with torch.no_grad():
+        leaning.network.fc.bias[4] += 1000.0
+    assert survivors.carried(leaning, trigger) == 0, "accuracy tells what such a repair is worth"
 
 
 def test_triggers_that_no_repair_was_shown_judge_beside_the_scan_s(digits):

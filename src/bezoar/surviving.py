@@ -3,7 +3,10 @@
 The triggers that the scan of the *original* model recovered, every witness's for every suspect, and
 a smooth pattern where an unusually weak one leads to a suspect (``smooth_pattern``), are put on
 held-out images again: as they are, on shifted images, and shifted together with them, since a
-repair may have closed the one place where a trigger was found and not its neighbourhood. A repair
+repair may have closed the one place where a trigger was found and not its neighbourhood. What
+counts is the share of images that a trigger carries into its class beyond those that the repaired
+model answers with that class anyway: else its ordinary mistakes would speak for repairs that never
+answer with the class again. A repair
 that unlearned just these kills them whatever it left; therefore others judge beside them, recovered
 from the original with another seed, which no repair is shown. A recovered trigger is not the
 attacker's. So the repaired model is looked at afresh as well: a quick scan of it says whether a
@@ -45,7 +48,7 @@ class Survival:
 
     Attributes:
         carried: for each recovered trigger, "method, class" → the largest share of held-out images
-            of other classes that it still carries.
+            of other classes that it still carries, beyond those that go there without it.
         p_values: suspect → its p-value in a fresh look; empty where none was possible.
         looked: whether there was a fresh look. Without it nothing counts as removed.
     """
@@ -135,8 +138,8 @@ class Survivors:
     def left(self, repaired: Classifier) -> Survival:
         """What the triggers still carry, without a fresh look."""
         carried = {
-            f"{t.witness}, class {self.original.classes[t.target]}": self.carried(repaired, t)
-            for t in self.judging
+            f"{t.witness}, class {self.original.classes[t.target]}": share
+            for t, share in zip(self.judging, self._carried_by(repaired, self.judging), strict=True)
         }
         return Survival(carried, {}, looked=False)
 
@@ -145,22 +148,40 @@ class Survivors:
         return Survival(left.carried, self._fresh(repaired))
 
     def carried(self, classifier: Classifier, trigger: Trigger) -> float:
-        """The largest share of images of other classes that a trigger carries into its class."""
-        images = self.pixels[self._answers != trigger.target]
-        if not len(images):
-            return 0.0
-        made = (
-            trigger.stamp(images),
-            trigger.stamp(self._shifted(images)),
-            self._shifted(trigger.stamp(images)),
-        )
-        with classifier.evaluating():
-            answers = [predicted(classifier, m) for m in made]
-        return max(float((a == trigger.target).float().mean()) for a in answers)
+        """The largest share of images of other classes that a trigger carries into its class.
+
+        Those that ``classifier`` answers with it without the trigger are taken off, down to 0.
+        """
+        return self._carried_by(classifier, [trigger])[0]
 
     def worst(self, classifier: Classifier) -> float:
         """The largest share that any trigger carries."""
-        return max(self.carried(classifier, trigger) for trigger in self.judging)
+        return max(self._carried_by(classifier, self.judging))
+
+    def _carried_by(self, classifier: Classifier, triggers: Sequence[Trigger]) -> list[float]:
+        """For each trigger, as it is, on shifted images, and shifted with them."""
+        moved = self._shifted(self.pixels)
+        shares = []
+        with classifier.evaluating():
+            plain, plain_moved = (predicted(classifier, images) for images in (self.pixels, moved))
+            for trigger in triggers:
+                others = self._answers != trigger.target
+                if not others.any():
+                    shares.append(0.0)
+                    continue
+                stamped = trigger.stamp(self.pixels)
+                pairs = (
+                    (stamped, plain),
+                    (trigger.stamp(moved), plain_moved),
+                    (self._shifted(stamped), plain_moved),
+                )
+                into = [
+                    (predicted(classifier, images)[others] == trigger.target).float().mean()
+                    - (without[others] == trigger.target).float().mean()
+                    for images, without in pairs
+                ]
+                shares.append(max(0.0, *map(float, into)))
+        return shares
 
     def _patches(self, name: str, seed: int) -> list[Trigger]:
         """A patch for each suspect."""
