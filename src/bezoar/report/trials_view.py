@@ -11,7 +11,7 @@ from bezoar.wording import repair_in_words
 
 CAPTION = (
     "What was tried, in its order. No repair saw the images that judge it; triggers are those that "
-    "the scan of the original recovered."
+    "the scan of the original recovered, and carry what does not go to their class without them."
 )
 HEADER = ["Repair", "Accuracy lost", "Triggers still carry", "p of suspects", "Signs left", "Time"]
 
