@@ -6,8 +6,10 @@
 Each model is scanned, cleaned and scanned again with one fixed setting and 500 clean images of the
 test file, or without any; the true trigger is used afterwards, on 2,000 images that took no part.
 What was not accepted, and what was left untouched because nothing was found, counts as the model
-was. The order of the repairs was chosen on the pool's development half. Each run is written to
-``results/automatic.json`` at once, and a rerun does only what is missing.
+was. The repairs and their order were chosen on the pool's development half. One rule was not: that
+a trigger carries only what does not go to its class without it was set after a look at the trials
+of two held-out models (``trojan-watermark`` and ``l0-inv`` on CIFAR-10), without their true ASR.
+Each run is written to ``results/automatic.json`` at once, and a rerun does only what is missing.
 """
 
 from __future__ import annotations
