@@ -24,18 +24,18 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bezoar.classifier import Classifier
 
 SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.7)
 LEAST = 0.005  # in the units of a balance; a smaller gain is noise
 
-_NORMS = (nn.modules.batchnorm._NormBase,)  # all that can have running statistics
+_VARIANCE = "running_var"  # as norms name it
 _TINY = 1e-12  # keeps the logarithm of a variance of zero finite
 
 
-class Weighed(Protocol):
+class Balanced(Protocol):
     """What a judge says of a network."""
 
     @property
@@ -43,7 +43,7 @@ class Weighed(Protocol):
         """The smaller, the better."""
 
 
-W = TypeVar("W", bound=Weighed)
+W = TypeVar("W", bound=Balanced)
 
 
 def walk(
@@ -85,12 +85,11 @@ def between(original: Classifier, repaired: Classifier, share: float) -> Classif
     """
     made = repaired.copy()
     start = original.network.state_dict()
-    variances = _variances(made.network)
     with torch.no_grad():
         for name, value in made.network.state_dict().items():
             if not value.is_floating_point():
                 continue
-            if name in variances:
+            if name.rpartition(".")[2] == _VARIANCE:
                 value.copy_(_geometric(start[name], value, share))
             else:
                 value.copy_(start[name] + share * (value - start[name]))
@@ -100,15 +99,6 @@ def between(original: Classifier, repaired: Classifier, share: float) -> Classif
 def _geometric(start: Tensor, end: Tensor, share: float) -> Tensor:
     first, last = (v.clamp_min(_TINY).log() for v in (start, end))
     return (first + share * (last - first)).exp()
-
-
-def _variances(network: nn.Module) -> set[str]:
-    """The names of the running variances."""
-    return {
-        f"{name}.running_var" if name else "running_var"
-        for name, module in network.named_modules()
-        if isinstance(module, _NORMS) and module.running_var is not None
-    }
 
 
 def _alike(one: Classifier, other: Classifier) -> bool:

@@ -22,7 +22,7 @@ from bezoar.methods.recovered import Recovered
 from bezoar.power import combined_power_sentence, power_sentence
 from bezoar.statistics import FEWEST_CLASSES, critical_value, mad_outliers, small_outliers
 from bezoar.verdict import Judgement, Levels, Verdict, corrected_p_values
-from bezoar.wording import Words, within_a_sentence
+from bezoar.wording import NO_PROOF, Words, within_a_sentence
 
 NOT_ALONE = "Networks without a backdoor can show the like, so this alone is not suspicious."
 MEASURED = "tac"  # the witness, on its own, that power_sentence speaks of
@@ -88,8 +88,8 @@ def no_proof(evidence: Sequence[Evidence]) -> str:
     """What a scan that finds nothing leaves open."""
     looked_for = ", or that ".join(dict.fromkeys(e.told.looks_for for e in evidence))
     return (
-        "This is no proof that the model has no backdoor: the scan looks for one class that "
-        f"{looked_for}, and some attacks do not show there."
+        f"{NO_PROOF}: the scan looks for one class that {looked_for}, and some attacks do not show "
+        "there."
     )
 
 
@@ -100,8 +100,8 @@ def _sentence(
         phrases = {e.told.unusual for e in evidence}
         unusual = phrases.pop() if len(phrases) == 1 else Words().unusual
         return (
-            f"None of the {len(classes)} classes {unusual} {_with(images)}. This is no proof that "
-            "the model has no backdoor: some attacks do not show in what was looked at."
+            f"None of the {len(classes)} classes {unusual} {_with(images)}. {NO_PROOF}: some "
+            "attacks do not show in what was looked at."
         )
     told = [evidence[w].told for w in judgement.deciding]
     unproven = [k for k in judgement.suspects if k not in judgement.proven]

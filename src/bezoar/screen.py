@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bezoar.wording import repair_in_words
+from bezoar.wording import repair_in_words, signs_left
 
 if TYPE_CHECKING:
     from bezoar.training import Progress
@@ -113,7 +113,7 @@ def print_trials(record: dict[str, Any]) -> None:
             name,
             f"{100 * trial['accuracy_drop']:.1f}",
             f"{100 * left['worst']:.0f} %",
-            {True: "no", False: "yes", None: "not looked"}[left["removed"]],
+            signs_left(left["removed"]),
             f"{trial['seconds']:.0f}",
         )
     Console(highlight=False, markup=False).print(table)

@@ -6,13 +6,12 @@ held-out images again: as they are, on shifted images, and shifted together with
 repair may have closed the one place where a trigger was found and not its neighbourhood. What
 counts is the share of images that a trigger carries into its class beyond those that the repaired
 model answers with that class anyway: else its ordinary mistakes would speak for repairs that never
-answer with the class again. A repair
-that unlearned just these kills them whatever it left; therefore others judge beside them, recovered
-from the original with another seed, which no repair is shown. A recovered trigger is not the
-attacker's. So the repaired model is looked at afresh as well: a quick scan of it says whether a
-suspect still stands out. Neither is a measured attack success rate, and a repair can pass both and
-leave a part of the backdoor. Where no witness recovered a trigger in pixel space, Neural Cleanse
-inverts a patch for each suspect.
+answer with the class again. A repair that unlearned just these kills them whatever it left;
+therefore others judge beside them, recovered from the original with another seed, which no repair
+is shown. A recovered trigger is not the attacker's. So the repaired model is looked at afresh as
+well: a quick scan of it says whether a suspect still stands out. Neither is a measured attack
+success rate, and a repair can pass both and leave a part of the backdoor. Where no witness
+recovered a trigger in pixel space, Neural Cleanse inverts a patch for each suspect.
 """
 
 from __future__ import annotations
@@ -160,7 +159,7 @@ class Survivors:
 
     def _carried_by(self, classifier: Classifier, triggers: Sequence[Trigger]) -> list[float]:
         """For each trigger, as it is, on shifted images, and shifted with them."""
-        moved = self._shifted(self.pixels)
+        moved = self._moved
         shares = []
         with classifier.evaluating():
             plain, plain_moved = (predicted(classifier, images) for images in (self.pixels, moved))
@@ -199,6 +198,11 @@ class Survivors:
     def _answers(self) -> Tensor:
         with self.original.evaluating():
             return predicted(self.original, self.pixels)
+
+    @functools.cached_property
+    def _moved(self) -> Tensor:
+        """The held-out images, shifted."""
+        return self._shifted(self.pixels)
 
     def _shifted(self, images: Tensor) -> Tensor:
         padding = max(1, min(images.shape[2:]) // 16)

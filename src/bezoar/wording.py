@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 UNMEASURED = "Repaired, accuracy not measured"  # how the outcome begins, and the report's heading
+NO_PROOF = "This is no proof that the model has no backdoor"  # where nothing was found
 
 
 def measured_on(repair: Mapping[str, Any]) -> tuple[str, str]:
@@ -45,6 +46,20 @@ def repair_in_words(steps: Sequence[str], share: float) -> str:
     ('rnp', 'rnp, then tac, 0.9 of the way')
     """
     return ", then ".join(steps) + ("" if share == 1 else f", {share:g} of the way")
+
+
+def signs_left(removed: object) -> str:
+    """Whether a repair leaves signs of the backdoor, in a word for a table.
+
+    Args:
+        removed: of a record; None where the repair was not looked at afresh, as it could not win.
+
+    >>> signs_left(True), signs_left(False), signs_left(None)
+    ('no', 'yes', 'not looked')
+    """
+    if removed is None:
+        return "not looked"
+    return "no" if removed is True else "yes"
 
 
 def within_a_sentence(title: str) -> str:

@@ -24,9 +24,8 @@ attackers do not stop at what just suffices, and a network that has unlearned th
 falls for a stronger one.
 
 Assumes an additive trigger at a fixed place. Data: images; labels leave out those of a class
-itself.
-Known failures: waves finer than m/2 periods a side are out of reach; a class that is close to all
-others can look like a target; small images have few frequencies.
+itself. Known failures: waves finer than m/2 periods a side are out of reach; a class that is close
+to all others can look like a target; small images have few frequencies.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from bezoar.report import fields, words
 from bezoar.report.class_chart import ClassChart, Null, class_chart
 from bezoar.report.class_table import Table, class_table
 from bezoar.report.votes_map import VotesMap, votes_map
+from bezoar.wording import NO_PROOF
 
 STATES = {"backdoor found": "found", "suspicious": "suspicious", "nothing found": "nothing"}
 MOST_CLASSES = 1_000_000
-NO_PROOF = "This is no proof that the model has no backdoor."
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_scan(record: Any, outer: Mapping[str, Any] | None = None) -> Scan | Non
     state = STATES.get(verdict, "unknown")
     power = fields.text(scan.get("power"), 3000)
     if state == "nothing" and "no proof" not in power.lower():
-        power = f"{power} {NO_PROOF}".strip()
+        power = f"{power} {NO_PROOF}.".strip()
     known_p = [value for value in p_values if value is not None]
     smallest_p = words.p_value(min(known_p, default=None))
     flagged = [fields.name_of(names, place) for place in suspects]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bezoar.report import fields, words
-from bezoar.wording import repair_in_words
+from bezoar.wording import repair_in_words, signs_left
 
 CAPTION = (
     "What was tried, in its order. No repair saw the images that judge it; triggers are those that "
@@ -63,13 +63,6 @@ def _row(trial: Mapping[str, Any]) -> list[str]:
         words.points(fields.number(trial.get("accuracy_drop")) or 0.0),
         words.percent(fields.number(left.get("worst"))),
         words.p_value(smallest),
-        _signs(left.get("removed", False)),
+        signs_left(left.get("removed", False)),
         words.seconds(seconds),
     ]
-
-
-def _signs(removed: Any) -> str:
-    """None is written where a repair was not looked at afresh, since it could not win any more."""
-    if removed is None:
-        return "not looked"
-    return "no" if removed is True else "yes"
