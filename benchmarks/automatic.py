@@ -4,7 +4,8 @@
     BEZOAR_DATA=... python benchmarks/automatic.py --images 0
 
 Each model is scanned, cleaned and scanned again with one fixed setting and 500 clean images of the
-test file, or without any; the true trigger is used afterwards, on 2,000 images that took no part.
+test file, or without any; the true trigger is used afterwards, on 2,000 images that took no part,
+and put on them for the clean twin as well: what a trigger hides of an image no repair brings back.
 What was not accepted, and what was left untouched because nothing was found, counts as the model
 was. The repairs and their order were chosen on the pool's development half. One rule was not: that
 a trigger carries only what does not go to its class without it was set after a look at the trials
@@ -100,12 +101,12 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             attacks: dict[str, list[float]] = {}
             for r in bad:
                 attacks.setdefault(r["attack"], []).append(r["der"])
+            twins = [_hidden(r["twin"]) for r in bad if r["twin"]]
             row |= {
                 "acc drop": statistics.fmean(_lost(r) for r in bad),
                 "asr after": statistics.fmean(_after(r, "asr") for r in bad),
-                "acc less ra after": statistics.fmean(
-                    _after(r, "acc") - _after(r, "ra") for r in bad
-                ),
+                "acc less ra after": statistics.fmean(_hidden(r["after"]) for r in bad),
+                "acc less ra, twin": statistics.fmean(twins) if twins else None,
                 "der": statistics.fmean(r["der"] for r in bad),
                 "worst der": min(r["der"] for r in bad),
                 "worst attack's der": min(map(statistics.fmean, attacks.values())),
@@ -122,6 +123,11 @@ def _lost(run: dict[str, Any]) -> float:
 
 def _after(run: dict[str, Any], what: str) -> float:
     return float(run["after"][what]["value"])
+
+
+def _hidden(scores: dict[str, Any]) -> float:
+    """The share of images whose class the trigger hides."""
+    return float(scores["acc"]["value"]) - float(scores["ra"]["value"])
 
 
 def main(options: Options) -> None:

@@ -72,4 +72,5 @@ def look(
         }
         return row
     compared = compare(attack, evaluate(classifier, test, attack), evaluate(kept, test, attack))
-    return row | {key: compared[key] for key in ("before", "after", "der")}
+    row |= {key: compared[key] for key in ("before", "after", "der")}
+    return row | {"twin": one.twin and evaluate(one.twin, test, attack).as_record()}

@@ -22,20 +22,24 @@ from bezoar.pools import open_pool
 
 @dataclass
 class Measured:
-    """A model, clean images, test images, its trigger or None, and what is known of it."""
+    """A model, clean images, test images, its trigger or None, and what is known of it.
+
+    ``twin`` is the same network trained without poison, where there is one.
+    """
 
     classifier: Classifier
     clean: ImageSet
     test: ImageSet
     attack: Attack | None
     facts: dict[str, Any]
+    twin: Classifier | None = None
 
 
 def pool_model(name: str, count: int, seed: int) -> Measured:
     """The pool's model ``name`` with ``count`` clean images, drawn with ``seed``."""
     pool = open_pool(POOL)
-    halves = ("development", "held-out")
-    entry = next(e for half in halves for e in pool.half(half) if e.name == name)
+    named = {entry.name: entry for entry in pool.entries}
+    entry = named[name]
     rest, test = parts(entry.data)
     return Measured(
         pool.load(entry).classifier,
@@ -48,6 +52,7 @@ def pool_model(name: str, count: int, seed: int) -> Measured:
             "target": entry.target,
             "attack": entry.attack,
         },
+        pool.load(named[entry.twin]).classifier if entry.twin else None,
     )
 
 
