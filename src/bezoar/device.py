@@ -73,6 +73,11 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
+def own_stream(seed: int, number: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of part ``number`` of a run, which do not depend on its other parts."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + number)
+
+
 @contextlib.contextmanager
 def training_precision(device: torch.device, enabled: bool = True) -> Iterator[None]:
     """Autocast to ``bfloat16`` inside the block where that is faster on ``device``."""

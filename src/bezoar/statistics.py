@@ -137,6 +137,17 @@ def harmonic_means(rows: Iterable[Sequence[float]]) -> list[float]:
     return [harmonic_mean(column) for column in zip(*rows, strict=True)]
 
 
+def most_unusual(rows: Iterable[Sequence[float]]) -> tuple[int, float]:
+    """The class with the smallest harmonic mean, the first of equals, and that mean.
+
+    >>> most_unusual([[0.5, 0.01], [0.5, 1.0]])
+    (1, 0.019801980198019802)
+    """
+    joint = harmonic_means(rows)
+    first = min(range(len(joint)), key=joint.__getitem__)
+    return first, joint[first]
+
+
 @functools.cache
 def _largest_indices(count: int) -> np.ndarray:
     """Simulated largest indices of ``count`` normal values, in ascending order."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bezoar.classifier import Classifier
+from bezoar.device import own_stream
 from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
 from bezoar.methods.fred_inversion import arranged, prepared
@@ -81,7 +82,7 @@ def invert_distributions(
     at_once = torch.split(classes, max(1, settings.batch_size // draws))
     found = []  # (classes, latent) means and log variances
     for number, some in enumerate(at_once):
-        noise = torch.Generator(device).manual_seed(seed * 1_000_003 + number)
+        noise = own_stream(seed, number, device)
         objective = Objective(
             frozen,
             generator,
@@ -107,7 +108,7 @@ def invert_distributions(
     batches = arranged(labels, settings.batch_size, seed)
     parts = []
     for number, rows in enumerate(batches):
-        noise = torch.Generator(device).manual_seed(seed * 1_000_003 + len(at_once) + number)
+        noise = own_stream(seed, len(at_once) + number, device)
         wanted = labels[rows].to(device)
         which = torch.searchsorted(classes, wanted)
         z = _drawn(mean[which], log_variance[which], 1, settings.clip, noise)

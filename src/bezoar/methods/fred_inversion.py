@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from bezoar.classifier import BATCH, Classifier
-from bezoar.device import to_fast_layout
+from bezoar.device import own_stream, to_fast_layout
 from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
 from bezoar.methods.fred_objective import Objective, Stopwatch
@@ -79,7 +79,7 @@ def invert(
     parts = []
     for number, rows in enumerate(batches):
         own = Stopwatch(frozen.device, synchronised=synchronised)
-        draws = torch.Generator(frozen.device).manual_seed(seed * 1_000_003 + number)
+        draws = own_stream(seed, number, frozen.device)
         wanted = labels[rows].to(frozen.device)
         objective = Objective(
             frozen, generator, wanted, settings, draws,

@@ -48,7 +48,7 @@ from bezoar.methods.recovered import Trigger, triggers_in
 from bezoar.methods.rnp import RNP
 from bezoar.methods.smooth_pattern import SMOOTH, SmoothInversion, unusual_smooth
 from bezoar.methods.tolerated import recipe_for
-from bezoar.statistics import harmonic_means
+from bezoar.statistics import most_unusual
 from bezoar.training import Loss, Progress, Recipe, fit, no_progress
 
 WEAKEST = 0.25  # the smallest part of a trigger's change that is put on
@@ -187,8 +187,7 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
         target = self.target_class
         if target is None:
             rows = [e.p_values for e in evidence] or [(1.0,) * classifier.num_classes]
-            joint = harmonic_means(rows)
-            target = min(range(len(joint)), key=joint.__getitem__)
+            target, _ = most_unusual(rows)
         patch = inverted_for(classifier, clean, [target], self.inversion, seed=seed)
         smooth = unusual_smooth(classifier, clean, [target], self.smooth, seed=seed)
         return [

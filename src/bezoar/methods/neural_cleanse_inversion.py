@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bezoar.classifier import Classifier
+from bezoar.device import own_stream
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.neural_cleanse_schedule import Inversion, Schedule
@@ -189,7 +190,7 @@ class _Draws:
     def __init__(self, counted: Tensor, *, seed: int, k: int) -> None:
         self.allowed = torch.nonzero(counted.cpu()).flatten()
         # Of the class, not of its place: a class gets the same draws in whatever company it is.
-        self.generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
+        self.generator = own_stream(seed, k)
         self.left = self.allowed[:0]
 
     def start(self, shape: Sequence[int]) -> Tensor:

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bezoar.classifier import Classifier
+from bezoar.device import own_stream
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.neural_cleanse_triggers import Logits, of_others, pixels_of, predicted
@@ -194,7 +195,7 @@ def invert_smooth(
     rows = [row for row, some in enumerate(allowed) if len(some)]
     basis = cosines(images.shape[2], images.shape[3], settings.frequencies).to(images)
     channels, count = images.shape[1], settings.batch_size
-    draws = [torch.Generator().manual_seed(seed * 1_000_003 + k) for k in classes]
+    draws = [own_stream(seed, k) for k in classes]
     start = [torch.randn(channels, len(basis), generator=draw) for draw in draws]
     theta = (settings.learning_rate / 2 * torch.stack(start).to(images)).requires_grad_()
     best, smallest = theta.detach().clone(), images.new_full((len(classes),), math.inf)

@@ -40,7 +40,7 @@ from bezoar.methods.synthesis import Synthesis
 from bezoar.methods.synthesized import synthesize
 from bezoar.methods.weights import Weights
 from bezoar.metrics import Rate, agreement, rate
-from bezoar.statistics import harmonic_means
+from bezoar.statistics import most_unusual
 from bezoar.training import Progress, no_progress
 
 HELD_OUT = 0.2  # share of the synthetic images that only measures
@@ -143,9 +143,7 @@ class SyntheticUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fiel
             witness.inspect(classifier, None, seed=seed, progress=progress).p_values
             for witness in (Weights(), self.margin)
         ]
-        joint = harmonic_means(rows)
-        target = min(range(len(joint)), key=joint.__getitem__)
-        return target, joint[target]
+        return most_unusual(rows)
 
 
 def _agreement(before: Classifier, after: Classifier, images: ImageSet) -> dict[str, Any]:
