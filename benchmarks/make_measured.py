@@ -27,6 +27,8 @@ KEYS = (
     *("model", "method", "kind", "networks", "name", "attack", "clean images", "target"),
     *("factor", "setting", "half", "precaution"),
 )
+# The words of columns whose numbers are shares, written as percentages.
+SHARES = ("acc", "asr", "ra", "der")
 # Numbers that are names: an average of class indices says nothing.
 NAMES = ("first", "target", "target_class")
 # The results that the README shows, where they are there; the page in docs shows all of them.
@@ -149,7 +151,8 @@ def cell(values: Sequence[Any], column: str = "") -> str:
         if len(set(known)) == 1:
             return _number(known[0], column)
         low, high = _number(min(known), column), _number(max(known), column)
-        return f"{_number(sum(known) / len(known), column)} ({low} to {high})"
+        mean = _number(sum(known) / len(known), column)
+        return f"{mean} ({low.removesuffix(' %')} to {high.removesuffix(' %')})"
     counts = Counter(map(str, known))
     if len(counts) == 1:
         return next(iter(counts))
@@ -210,13 +213,15 @@ def _is_rows(value: Any) -> bool:
 def _number(value: float, column: str) -> str:
     if column.split(" ")[0] in ("p", "p-value"):
         return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+    if isinstance(value, float) and any(word.strip(",") in SHARES for word in column.split()):
+        return f"{_percent(value)} %"
     if isinstance(value, int) or float(value).is_integer():
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return f"{round(100 * share, 1) + 0.0:.1f}"  # no minus before a zero
 
 
 def _numeric(text: str) -> bool:

@@ -54,6 +54,14 @@ def test_a_share_from_one_seed_shows_its_interval(script):
     assert script.cell([share(0.5, 0.402, 0.598)]) == "50.0 % (40.2 to 59.8)"
 
 
+def test_what_a_column_measures_is_written_as_a_percentage(script):
+    assert script.cell([0.0183], "acc drop") == "1.8 %"
+    assert script.cell([0.34, 0.36], "acc less ra, twin") == "35.0 % (34.0 to 36.0)"
+    assert script.cell([-0.0001], "der") == "0.0 %"
+    assert script.cell([12], "asr <= 0.10 and drop <= 0.05") == "12"  # a count
+    assert script.cell([0.5], "seconds") == "0.5"
+
+
 def test_class_indices_are_counted_and_not_averaged(script):
     assert script.cell([3, 8, 3], "first") == "3 (2 of 3), 8 (1 of 3)"
     assert script.cell([3, 8, 4], "rank of target") == "5 (3 to 8)"
@@ -118,8 +126,8 @@ def test_a_picture_stands_on_the_page_and_its_facts_in_no_table(script):
     page = script.page(results)
     assert "![ACC for each setting](images/x.svg)" in page
     assert page.count("x.svg") == 1
-    assert "| rate | 0.1 | 0.5 (0.25 to 0.75) | 1 | 2.5 | 2 |" in page
-    assert "| rate | 0.3 | 0.75 (0.5 to 1) | 1 | 2.5 | 2 |" in page
+    assert "| rate | 0.1 | 50.0 % (25.0 to 75.0) | 1 | 2.5 | 2 |" in page
+    assert "| rate | 0.3 | 75.0 % (50.0 to 100.0) | 1 | 2.5 | 2 |" in page
     assert "x.svg" not in script.digest(results)
     assert "2.5" not in script.digest(results)
 
