@@ -25,14 +25,14 @@ RATE = {"value", "low", "high", "count"}
 # What identifies a run; everything else in a row was measured.
 KEYS = (
     *("model", "method", "kind", "networks", "name", "attack", "clean images", "target"),
-    *("factor", "setting", "half", "precaution"),
+    *("factor", "setting", "half", "precaution", "command", "threads"),
 )
 # The words of columns whose numbers are shares, written as percentages.
 SHARES = ("acc", "asr", "ra", "der")
 # Numbers that are names: an average of class indices says nothing.
 NAMES = ("first", "target", "target_class")
 # The results that the README shows, where they are there; the page in docs shows all of them.
-FRONT = ("scan_power.json", "automatic.json")
+FRONT = ("scan_power.json", "automatic.json", "command_speed.json")
 # The columns that the README shows; the page in docs shows every one.
 BRIEF = (
     *("model", "method", "kind", "networks", "counted", "verdict", "rank of target"),
@@ -53,6 +53,7 @@ BRIEF = (
     *("asked", "clean models", "backdoored models", "false alarms at 0.05", "class right"),
     *("acc drop", "asr after", "der", "worst der", "acc drop, clean", "attack", "models"),
     *("auroc", "auroc against other classes", "flagged of clean", "flagged of stamped"),
+    *("command", "repairs tried", "threads"),
     *("case", "with", "classes", "features", "images", "images a minute", "seconds", "ratio"),
 )
 Row = dict[str, Any]
