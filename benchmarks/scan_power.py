@@ -5,13 +5,15 @@
 Reads ``results/scan_null.json`` (null networks and the pool's development half) and
 ``results/automatic.json`` (held-out half and third-party networks), runs nothing, and writes
 ``results/scan_power.json`` and ``src/bezoar/data/scan_power.json``, which every scan quotes. A
-backdoor-free network of the null is judged by the *other* networks of the null.
+backdoor-free network of the null is judged by the *other* networks of the null. Several looks at
+the same network, with other clean images, are averaged: they are no further networks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,7 @@ def judged(run: dict[str, Any], witnesses: Sequence[str], factor: float) -> dict
     first = min(range(len(p_values)), key=p_values.__getitem__)
     return {
         "model": run.get("model") or run["name"],
+        "seed": run["seed"],
         "half": run["half"],
         "status": run["status"],
         "attack": run["attack"],
@@ -88,21 +91,39 @@ def power(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Detection of the backdoored ones, false alarms on the others, and AUROC."""
     bad = [r for r in runs if r["status"] == "backdoored"]
     clean = [r for r in runs if r["status"] == "clean"]
-    told: dict[str, Any] = {"backdoored": len(bad), "clean": len(clean)}
+    seeds = sorted({r["seed"] for r in runs})
+    told: dict[str, Any] = {
+        "backdoored": len({r["model"] for r in bad}),
+        "clean": len({r["model"] for r in clean}),
+        "seeds": len(seeds),
+    }
     if bad:
         told |= {
             "attacks": len({r["attack"] for r in bad}),
-            "flagged": rate(sum(r["p"] <= 0.05 for r in bad), len(bad)).as_record(),
-            "at 0.01": rate(sum(r["p"] <= 0.01 for r in bad), len(bad)).as_record(),
-            "right": rate(sum(r["first"] == r["target"] for r in bad), len(bad)).as_record(),
+            "flagged": share_of(bad, lambda r: r["p"] <= 0.05),
+            "at 0.01": share_of(bad, lambda r: r["p"] <= 0.01),
+            "right": share_of(bad, lambda r: r["first"] == r["target"]),
         }
     if clean:
-        told["false alarms"] = at_levels([r["p"] for r in clean])
+        told["false alarms"] = {
+            f"at {level:g}": share_of(clean, lambda r, level=level: r["p"] <= level)
+            for level in LEVELS
+        }
     if bad and clean:
-        told["auroc"] = float(
-            auroc(torch.tensor([-r["p"] for r in bad]), torch.tensor([-r["p"] for r in clean]))
-        )
+        told["auroc"] = statistics.fmean(
+            float(auroc(*(torch.tensor([-r["p"] for r in kind if r["seed"] == seed])
+                          for kind in (bad, clean))))
+            for seed in seeds
+        )  # fmt: skip
     return told
+
+
+def share_of(runs: list[dict[str, Any]], told: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The share of networks; each is as much of one as its looks say on average."""
+    looks: dict[str, list[bool]] = {}
+    for run in runs:
+        looks.setdefault(run["model"], []).append(told(run))
+    return rate(sum(map(statistics.fmean, looks.values())), len(looks)).as_record()
 
 
 def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -128,6 +149,7 @@ def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
                     "false alarms at 0.05": found.get("false alarms", {}).get("at 0.05"),
                     "false alarms at 0.01": found.get("false alarms", {}).get("at 0.01"),
                     "backdoored models": found["backdoored"],
+                    "draws of images": found["seeds"],
                     "flagged at 0.05": found.get("flagged"),
                     "flagged at 0.01": found.get("at 0.01"),
                     "class right": found.get("right"),
@@ -144,7 +166,7 @@ def main() -> None:
     null = null_networks(complete)
     automatic = FOLDER / "automatic.json"
     later = json.loads(automatic.read_text())["runs"] if automatic.exists() else []
-    later = [r for r in later if r["seed"] == 0 and r["clean images"] and not r["precaution"]]
+    later = [r for r in later if r["clean images"] and not r["precaution"]]
     table: list[dict[str, Any]] = []
     many = [network for network in null if network["classes"] > MANY]
     few = [network for network in null if network["classes"] <= MANY]

@@ -44,8 +44,10 @@ class Rate(msgspec.Struct, frozen=True):
         return msgspec.structs.asdict(self)
 
 
-def rate(successes: int, count: int) -> Rate:
+def rate(successes: float, count: int) -> Rate:
     """``successes`` of ``count`` as a ``Rate`` (interval: Wilson 1927, exact enough at 0 and 1).
+
+    A mean over several looks at the same ``count`` need not be a whole number.
 
     Raises:
         InputError: nothing was counted, or more successes than images.

@@ -56,7 +56,7 @@ def combined_power_sentence(names: Sequence[str]) -> str | None:
         told += (
             f" Of {power['flagged']['count']} backdoored networks of {power['attacks']} attacks "
             f"that had no part in choosing the test, {_share(power['flagged'])} were flagged, "
-            f"{_share(power['right'])} with the right class first."
+            f"{_share(power['right'])} with the right class first{_drawn(power['seeds'])}."
         )
     return f"{told} Other kinds of networks and attacks can differ much."
 
@@ -66,6 +66,10 @@ def _together() -> list[dict[str, Any]]:
     text = resources.files("bezoar").joinpath(TOGETHER).read_text(encoding="utf-8")
     rows: list[dict[str, Any]] = json.loads(text)["power"]
     return rows
+
+
+def _drawn(seeds: int) -> str:
+    return f", on average over {seeds} draws of clean images" if seeds > 1 else ""
 
 
 def _share(rate: dict[str, Any]) -> str:
