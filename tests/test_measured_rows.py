@@ -1,0 +1,70 @@
+"""Several looks at the same network are one network in what the benchmarks say."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from automatic import summary
+from scan_power import power
+
+
+def seen(model, seed, p, *, first=3, target=3):
+    status = "clean" if target is None else "backdoored"
+    return {
+        "model": model,
+        "seed": seed,
+        "status": status,
+        "attack": None if target is None else "blend",
+        "p": p,
+        "first": first,
+        "target": target,
+    }
+
+
+def test_a_network_that_is_flagged_in_one_of_two_looks_is_half_a_hit():
+    looks = [
+        *(seen("a", 0, 0.001), seen("a", 1, 0.2, first=1)),
+        *(seen("b", 0, 0.03), seen("b", 1, 0.04)),
+        *(seen("c", 0, 0.9, target=None), seen("c", 1, 0.02, target=None)),
+    ]
+    told = power(looks)
+    assert told["backdoored"] == 2 and told["clean"] == 1 and told["seeds"] == 2
+    assert told["flagged"]["value"] == told["right"]["value"] == 0.75
+    assert told["at 0.01"]["value"] == 0.25
+    assert told["flagged"]["count"] == 2  # networks, so the interval stays as wide as two are
+    assert told["false alarms"]["at 0.05"]["value"] == 0.5
+    assert told["auroc"] == pytest.approx((1.0 + 0.0) / 2)
+
+
+def cleaned(model, seed, *, acc=0.9, ra=0.5, twin=None):
+    rates = {"acc": {"value": acc}, "asr": {"value": 0.1}, "ra": {"value": ra}}
+    return {
+        "model": model,
+        "half": "held-out",
+        "clean images": 500,
+        "precaution": False,
+        "seed": seed,
+        "status": "backdoored",
+        "attack": "blend",
+        "verdict": "suspicious",
+        "first": 1,
+        "target": 1,
+        "processor seconds": 10.0,
+        "before": {"acc": {"value": 0.95}},
+        "after": rates,
+        "der": 0.8,
+        "twin": twin,
+    }
+
+
+def test_each_seed_is_a_row_and_the_twin_says_what_a_trigger_hides():
+    twin = {"acc": {"value": 0.95}, "ra": {"value": 0.35}}
+    rows = summary([cleaned("a", 0, twin=twin), cleaned("b", 0), cleaned("a", 1, ra=0.7)])
+    assert [(row["seed"], row["backdoored"]) for row in rows] == [(0, 2), (1, 1)]
+    assert rows[0]["acc less ra after"] == pytest.approx(0.4)
+    assert rows[0]["acc less ra, twin"] == pytest.approx(0.6)
+    assert rows[1]["acc less ra, twin"] is None
+    assert rows[0]["acc drop"] == pytest.approx(0.05)
