@@ -104,6 +104,9 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             twins = [_hidden(r["twin"]) for r in bad if r["twin"]]
             row |= {
                 "acc drop": statistics.fmean(_lost(r) for r in bad),
+                "acc drop, as told": statistics.fmean(map(_told, bad))
+                if row["clean images"]
+                else None,
                 "asr after": statistics.fmean(_after(r, "asr") for r in bad),
                 "acc less ra after": statistics.fmean(_hidden(r["after"]) for r in bad),
                 "acc less ra, twin": statistics.fmean(twins) if twins else None,
@@ -119,6 +122,12 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _lost(run: dict[str, Any]) -> float:
     return float(run["before"]["acc"]["value"]) - _after(run, "acc")
+
+
+def _told(run: dict[str, Any]) -> float:
+    """The loss that the held-out images told of the repair that they chose."""
+    kept = run["kept"]
+    return float(run["trials"][kept]["accuracy_drop"]) if kept is not None else 0.0
 
 
 def _after(run: dict[str, Any], what: str) -> float:

@@ -56,6 +56,8 @@ def cleaned(model, seed, *, acc=0.9, ra=0.5, twin=None):
         "before": {"acc": {"value": 0.95}},
         "after": rates,
         "der": 0.8,
+        "kept": 0,
+        "trials": [{"accuracy_drop": 0.03}],
         "twin": twin,
     }
 
@@ -68,3 +70,4 @@ def test_each_seed_is_a_row_and_the_twin_says_what_a_trigger_hides():
     assert rows[0]["acc less ra, twin"] == pytest.approx(0.6)
     assert rows[1]["acc less ra, twin"] is None
     assert rows[0]["acc drop"] == pytest.approx(0.05)
+    assert rows[0]["acc drop, as told"] == pytest.approx(0.03)
