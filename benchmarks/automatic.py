@@ -1,6 +1,7 @@
 """``bezoar clean`` without a method: what it says, keeps and leaves of the attack.
 
     BEZOAR_DATA=... python benchmarks/automatic.py [--half held-out] [--sets pool third-party]
+    BEZOAR_DATA=... python benchmarks/automatic.py --sets pool --seeds 0 1 2
     BEZOAR_DATA=... python benchmarks/automatic.py --images 0
 
 Each model is scanned, cleaned and scanned again with one fixed setting and 500 clean images of the
