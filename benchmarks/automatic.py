@@ -6,7 +6,7 @@
 
 Each model is scanned, cleaned and scanned again with one fixed setting and 500 clean images of the
 test file, or without any; the true trigger is used afterwards, on 2,000 images that took no part,
-and put on them for the clean twin as well: what a trigger hides of an image no repair brings back.
+and put on them for the clean twin as well, which tells what the trigger hides of an image.
 What was not accepted, and what was left untouched because nothing was found, counts as the model
 was. The repairs and their order were chosen on the pool's development half. One rule was not: that
 a trigger carries only what does not go to its class without it was set after a look at the trials
