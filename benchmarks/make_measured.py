@@ -53,7 +53,7 @@ BRIEF = (
     *("asked", "clean models", "backdoored models", "false alarms at 0.05", "class right"),
     *("acc drop", "asr after", "der", "worst der", "acc drop, clean", "attack", "models"),
     *("auroc", "auroc against other classes", "flagged of clean", "flagged of stamped"),
-    *("command", "repairs tried", "threads"),
+    *("command", "repairs tried", "threads", "precaution"),
     *("case", "with", "classes", "features", "images", "images a minute", "seconds", "ratio"),
 )
 Row = dict[str, Any]
