@@ -103,6 +103,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for r in bad:
                 attacks.setdefault(r["attack"], []).append(r["der"])
             twins = [_hidden(r["twin"]) for r in bad if r["twin"]]
+            flagged = [r for r in bad if r["verdict"] != "nothing found"]
             row |= {
                 "acc drop": statistics.fmean(_lost(r) for r in bad),
                 "acc drop, as told": statistics.fmean(map(_told, bad))
@@ -110,8 +111,11 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 else None,
                 "asr after": statistics.fmean(_after(r, "asr") for r in bad),
                 "acc less ra after": statistics.fmean(_hidden(r["after"]) for r in bad),
-                "acc less ra, twin": statistics.fmean(twins) if twins else None,
+                "acc less ra, twin": _mean(twins),
                 "der": statistics.fmean(r["der"] for r in bad),
+                "removed": sum(_after(r, "asr") <= 0.1 and _lost(r) <= 0.05 for r in bad),
+                "asr after, flagged": _mean([_after(r, "asr") for r in flagged]),
+                "der, flagged": _mean([r["der"] for r in flagged]),
                 "worst der": min(r["der"] for r in bad),
                 "worst attack's der": min(map(statistics.fmean, attacks.values())),
             }
@@ -119,6 +123,24 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row["acc drop, clean"] = statistics.fmean(_lost(r) for r in clean)
         rows.append(row)
     return rows
+
+
+def told_too_little(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """By how much the measured loss of accuracy exceeds the told one, over the repairs kept."""
+    kept = [r for r in runs if r["kept"] is not None and not r["precaution"]]
+    errors = [_lost(r) - _told(r) for r in kept]
+    if not errors:
+        return {}
+    return {
+        "repairs kept": len(errors),
+        "acc drop beyond the told one, mean": statistics.fmean(errors),
+        "acc drop beyond the told one, root mean square": statistics.fmean(e * e for e in errors)
+        ** 0.5,
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def _lost(run: dict[str, Any]) -> float:
@@ -173,8 +195,7 @@ def main(options: Options) -> None:
             print(key, outcome.message, outcome.traceback, flush=True)
             continue
         runs.append(outcome.value)
-        done |= {"runs": runs, "summary": summary(runs)}
-        write_text(options.out, json.dumps(to_json(done), indent=1) + "\n")
+        _write(options.out, done, runs)
         row = outcome.value
         print(
             key,
@@ -189,6 +210,12 @@ def main(options: Options) -> None:
             row["processor seconds"],
             flush=True,
         )
+    _write(options.out, done, runs)  # where nothing was missing, the summary is made anew
+
+
+def _write(out: Path, done: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    whole = done | {"runs": runs, "summary": summary(runs), "told": told_too_little(runs)}
+    write_text(out, json.dumps(to_json(whole), indent=1) + "\n")
 
 
 if __name__ == "__main__":

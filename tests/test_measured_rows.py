@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from automatic import summary
+from automatic import summary, told_too_little
 from scan_power import power
 
 
@@ -71,3 +71,13 @@ def test_each_seed_is_a_row_and_the_twin_says_what_a_trigger_hides():
     assert rows[1]["acc less ra, twin"] is None
     assert rows[0]["acc drop"] == pytest.approx(0.05)
     assert rows[0]["acc drop, as told"] == pytest.approx(0.03)
+    assert rows[0]["removed"] == 2 and rows[0]["der, flagged"] == pytest.approx(0.8)
+
+
+def test_what_a_repair_cost_beyond_what_it_told_is_counted_over_those_kept():
+    other = cleaned("b", 0, acc=0.93) | {"trials": [{"accuracy_drop": 0.04}]}
+    untouched = cleaned("c", 0) | {"kept": None}
+    told = told_too_little([cleaned("a", 0), other, untouched])
+    assert told["repairs kept"] == 2
+    assert told["acc drop beyond the told one, mean"] == pytest.approx((0.02 - 0.02) / 2)
+    assert told["acc drop beyond the told one, root mean square"] == pytest.approx(0.02)
