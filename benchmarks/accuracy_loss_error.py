@@ -9,9 +9,7 @@ clean images. What ``bezoar.accuracy_loss`` says from the other hundred is compa
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ import torch
 from measured_models import pool_model
 from null_networks import CLEAN_IMAGES
 from pool_methods import POOL, clean_accuracy
+from result_file import result_head
 
-import bezoar
 from bezoar.accuracy_loss import accuracy_loss
 from bezoar.methods import BtiDbf, FineTuning, NeuralCleanse
 from bezoar.pools import open_pool
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json
 from bezoar.repairing import HELD_OUT
 
 RESULTS = Path(__file__).parent / "results" / "accuracy_loss_error.json"
@@ -59,11 +57,7 @@ def main() -> None:
             runs += look(entry.name)
             print(*runs[-3:], sep="\n", flush=True)
     errors = {figure: [run[figure] - run["true"] for run in runs] for figure in FIGURES}
-    told = {
-        "title": "The loss of accuracy, told by a hundred images",
-        "command": "python benchmarks/accuracy_loss_error.py",
-        "versions": {"bezoar": bezoar.__version__},
-        "machine": f"{platform.machine()}, one thread",
+    told = result_head(__file__, "The loss of accuracy, told by a hundred images", "one thread") | {
         "summary": [
             {
                 "loss": figure,
@@ -76,7 +70,7 @@ def main() -> None:
         ],
         "runs": runs,
     }
-    write_text(RESULTS, json.dumps(to_json(told), indent=1) + "\n")
+    write_json(RESULTS, told)
 
 
 if __name__ == "__main__":

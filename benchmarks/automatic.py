@@ -17,7 +17,6 @@ Each run is written to ``results/automatic.json`` at once, and a rerun does only
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,11 +27,11 @@ import tyro
 from automatic_looking import look
 from measured_models import third_party_names
 from pool_methods import POOL
+from result_file import result_head
 
-import bezoar
 from bezoar.executors import Done, Task, make_executor
 from bezoar.pools import open_pool
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json
 
 RESULTS = Path(__file__).parent / "results" / "automatic.json"
 
@@ -184,12 +183,9 @@ def main(options: Options) -> None:
         for kind, name, seed in subjects(options)
         if (kind, name, seed, options.images, options.precaution) not in known
     ]
-    done |= {
-        "title": "Cleaning without naming a method",
-        "command": "python benchmarks/automatic.py",
-        "versions": {"bezoar": bezoar.__version__},
-        "machine": f"{platform.machine()}, one thread a model, other work beside it",
-    }
+    done |= result_head(
+        __file__, "Cleaning without naming a method", "one thread a model, other work beside it"
+    )
     for key, outcome in make_executor(options.executor, timeout_s=3600, reuse=True).run(tasks):
         if not isinstance(outcome, Done):
             print(key, outcome.message, outcome.traceback, flush=True)
@@ -215,7 +211,7 @@ def main(options: Options) -> None:
 
 def _write(out: Path, done: dict[str, Any], runs: list[dict[str, Any]]) -> None:
     whole = done | {"runs": runs, "summary": summary(runs), "told": told_too_little(runs)}
-    write_text(out, json.dumps(to_json(whole), indent=1) + "\n")
+    write_json(out, whole)
 
 
 if __name__ == "__main__":

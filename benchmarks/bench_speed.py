@@ -10,7 +10,6 @@ planning, opening the images, handing over, writing. Written to ``results/bench_
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import statistics
 import tempfile
@@ -21,12 +20,12 @@ from typing import Any
 
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar import bench
 from bezoar.executors import make_executor
 from bezoar.pools import open_pool
-from bezoar.records import to_json, write_text
+from bezoar.records import to_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "bench_speed.json"
 POOL = Path(__file__).parent / "pool"
@@ -105,16 +104,12 @@ def main(options: Options) -> None:
     single, double = (
         [run["seconds"] for run in runs if run["workers"] == workers] for workers in (1, 2)
     )
-    result = {
-        "title": "The benchmark's harness",
-        "command": "python benchmarks/bench_speed.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, one thread a run",
+    result = result_head(__file__, "The benchmark's harness", "one thread a run") | {
         "runs": runs,
         "two workers against one": statistics.fmean(single) / statistics.fmean(double),
         "milliseconds to load a model": loading(options.pool),
     }
-    write_text(options.out, json.dumps(to_json(result), indent=1) + "\n")
+    write_json(options.out, result)
     print(json.dumps(to_json(result), indent=1))
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ import torch
 import tyro
 from null_networks import CLEAN_IMAGES, null_network
 from pool_methods import POOL, parts
+from result_file import result_head
 
-import bezoar
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
 from bezoar.methods import BtiDbf
@@ -39,7 +38,7 @@ from bezoar.methods.bti_dbf_generators import GeneratorInversion
 from bezoar.methods.bti_dbf_strength import null_strengths, strength_test
 from bezoar.metrics import auroc, rate
 from bezoar.pools import open_pool
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json
 
 RESULTS = Path(__file__).parent / "results" / "bti_dbf_detection.json"
 NULL = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "bti_dbf_null.json"
@@ -202,18 +201,15 @@ def main(options: Options) -> None:
     """Runs what is missing."""
     torch.set_num_threads(options.threads)
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"null": [], "runs": []}
-    done |= {
-        "title": "BTI-DBF: strength of recovered triggers",
-        "command": "python benchmarks/bti_dbf_detection.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-    }
+    done |= result_head(
+        __file__, "BTI-DBF: strength of recovered triggers", f"{options.threads} thread(s)"
+    )
 
     def save() -> None:
         for run in done["runs"]:
             run["p"] = strength_test(run["strength"])[1]
         done["summary"] = summary(done["runs"])
-        write_text(RESULTS, json.dumps(to_json(done), indent=1) + "\n")
+        write_json(RESULTS, done)
 
     names = ("model", "seed", "clean images", "constraint")
     known = {tuple(r.get(name, "scaled") for name in names) for r in done["runs"]}
@@ -243,7 +239,7 @@ def main(options: Options) -> None:
         ours = [r for r in pool_rows if r["status"] == "clean" and r["seed"] == 0]
         learned = [r for r in done["null"] if r["acc"] >= 0.5]
         strengths = sorted(row["strength"] for row in (*learned, *ours))
-        write_text(NULL, json.dumps({"version": 1, "strengths": strengths}, indent=1) + "\n")
+        write_json(NULL, {"version": 1, "strengths": strengths})
         null_strengths.cache_clear()
     save()
 

@@ -11,9 +11,7 @@ part as well, with all five rounds. Writes ``results/bti_dbf_speed.json``.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +22,8 @@ import msgspec
 import third_party
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar import networks
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
@@ -34,7 +32,7 @@ from bezoar.methods.bti_dbf_decoupling import decouple
 from bezoar.methods.bti_dbf_inversion import invert_generator, pretrain
 from bezoar.methods.bti_dbf_unlearning import generated_loss
 from bezoar.methods.neural_cleanse_triggers import pixels_of
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json
 from bezoar.training import fit
 
 RESULTS = Path(__file__).parent / "results" / "bti_dbf_speed.json"
@@ -145,14 +143,10 @@ def main(options: Options) -> None:
         wide = Classifier(networks.build("resnet-18", num_classes=10), mean=0.5, std=0.25)
         wide.network.to(options.device)
         run("ours, ResNet-18 with random weights, five rounds", wide, BtiDbf(strong=1.0))
-    record = {
-        "title": "Seconds of BTI-DBF",
-        "command": "python benchmarks/bti_dbf_speed.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s), {options.device}",
-        "runs": runs,
-    }
-    write_text(RESULTS, json.dumps(to_json(record), indent=1) + "\n")
+    record = result_head(
+        __file__, "Seconds of BTI-DBF", f"{options.threads} thread(s), {options.device}"
+    ) | {"runs": runs}
+    write_json(RESULTS, record)
 
 
 if __name__ == "__main__":

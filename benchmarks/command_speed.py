@@ -11,7 +11,6 @@ once, and a rerun does only what is missing.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from typing import Any, Literal
 import torch
 import tyro
 from measured_models import MODELS
+from result_file import result_head
 
-import bezoar
 from bezoar.pipeline import clean, scan
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json
 
 RESULTS = Path(__file__).parent / "results" / "command_speed.json"
 IMAGES = 500
@@ -94,14 +93,12 @@ def main(options: Options) -> None:
         row = timed(command, name, options.seed)
         runs.append(row | {"threads": options.threads, "seed": options.seed})
         print(row, flush=True)
-        done = {
-            "title": "How long `scan` and `clean` take with 500 images of 32x32",
-            "command": "python benchmarks/command_speed.py",
-            "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-            "machine": f"{platform.machine()}, nothing else running",
-            "runs": runs,
-        }
-        write_text(options.out, json.dumps(to_json(done), indent=1) + "\n")
+        done = result_head(
+            __file__,
+            "How long `scan` and `clean` take with 500 images of 32x32",
+            "nothing else running",
+        ) | {"runs": runs}
+        write_json(options.out, done)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ does what is missing, and ``docs/images/dhbe_erasing.svg``.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -27,9 +26,9 @@ from typing import Any, Literal
 import msgspec
 import torch
 import tyro
+from result_file import result_head
 from tolerance_picture import Panel, picture
 
-import bezoar
 from bezoar import networks
 from bezoar.attacks import Attack, BadNets, Blend, LabelConsistent
 from bezoar.classifier import Classifier
@@ -37,7 +36,7 @@ from bezoar.demo import DIGITS_RECIPE, MEAN, POISON_RATE, STD, load_digits
 from bezoar.evaluation import Scores, evaluate
 from bezoar.images import ImageSet
 from bezoar.methods import DHBE
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json, write_text
 from bezoar.training import fit
 
 RESULTS = Path(__file__).parent / "results" / "dhbe_erasing.json"
@@ -184,11 +183,11 @@ def main(options: Options) -> None:
     tolerance: list[Row] = old.get("tolerance", [])
 
     def save(row: Row) -> None:
-        record = {
-            "title": "Erasing without data on digit networks (DHBE)",
-            "command": "python benchmarks/dhbe_erasing.py",
-            "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-            "machine": f"{platform.machine()}, {options.threads} thread(s)",
+        record = result_head(
+            __file__,
+            "Erasing without data on digit networks (DHBE)",
+            f"{options.threads} thread(s)",
+        ) | {
             "picture": {
                 "file": PICTURE,
                 "shows": "Accuracy (ACC) and attack success rate (ASR) after the repair of the "
@@ -197,7 +196,7 @@ def main(options: Options) -> None:
             "digits": digits,
             "tolerance": tolerance,
         }
-        write_text(RESULTS, json.dumps(to_json(record), indent=1) + "\n")
+        write_json(RESULTS, record)
         print(row, flush=True)
 
     known = {(row["model"], row["kind"], row["seed"]): row for row in digits}

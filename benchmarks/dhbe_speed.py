@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -30,9 +29,9 @@ import msgspec
 import torch
 import tyro
 from plain_dhbe import PlainGame, Settings, upsampled_then_convolved
+from result_file import result_head
 from torch import Tensor, nn
 
-import bezoar
 from bezoar import networks
 from bezoar.classifier import Classifier
 from bezoar.datasets import datasets
@@ -298,12 +297,7 @@ def main(options: Options) -> None:
     """Measures every network and writes the result."""
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    result: dict[str, Any] = {
-        "title": "Seconds of DHBE's game",
-        "command": "python benchmarks/dhbe_speed.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-    }
+    result = result_head(__file__, "Seconds of DHBE's game", f"{options.threads} thread(s)")
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     tables = ("an iteration", "savings", "from beginning to end")
     for table in tables:

@@ -12,7 +12,6 @@ quotes.
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from typing import Any
 import msgspec
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar import networks
 from bezoar.attacks import Attack, BadNets, Blend
 from bezoar.classifier import Classifier
@@ -30,7 +29,7 @@ from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
 from bezoar.metrics import rate
 from bezoar.pipeline import scan
-from bezoar.records import to_json, write_text
+from bezoar.records import to_json, write_json
 from bezoar.training import fit
 
 RESULTS = Path(__file__).parent / "results" / "false_alarms.json"
@@ -145,17 +144,14 @@ def main(options: Options) -> None:
             if (kind, seed) in known:
                 continue
             runs.append(to_json(one(kind, seed)))
-            record = {
-                "title": "False alarms and power of TAC alone on digit networks",
-                "command": "python benchmarks/false_alarms.py",
-                "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-                "machine": f"{platform.machine()}, {options.threads} thread(s)",
-                "summary": summary(runs),
-                "runs": runs,
-            }
-            write_text(RESULTS, json.dumps(record, indent=1) + "\n")
+            record = result_head(
+                __file__,
+                "False alarms and power of TAC alone on digit networks",
+                f"{options.threads} thread(s)",
+            ) | {"summary": summary(runs), "runs": runs}
+            write_json(RESULTS, record)
         print(seed, flush=True)
-    write_text(POWER, json.dumps({"version": 1, "summary": summary(runs)}, indent=1) + "\n")
+    write_json(POWER, {"version": 1, "summary": summary(runs)})
 
 
 if __name__ == "__main__":

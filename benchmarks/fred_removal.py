@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -36,9 +35,9 @@ import msgspec
 import torch
 import tyro
 from pool_methods import FAMILIES, clean_accuracy, parts, spread
+from result_file import result_head
 from third_party import checkpoints, load, test_images
 
-import bezoar
 from bezoar.attacks import Attack, StoredPattern
 from bezoar.classifier import Classifier
 from bezoar.evaluation import compare, evaluate
@@ -50,7 +49,7 @@ from bezoar.methods.fred_selection import Selection
 from bezoar.methods.fred_sources import Samples, accompanied, labelled
 from bezoar.methods.implicit_hypergradient import Implicit
 from bezoar.pools import open_pool
-from bezoar.records import to_json, write_text
+from bezoar.records import to_json, write_json
 from bezoar.sample_checks import check_samples
 
 RESULTS = Path(__file__).parent / "results" / "fred_removal.json"
@@ -356,13 +355,11 @@ def main(options: Options) -> None:
         root / "tinyimagenet" / "val.parquet", channels=3, size=(32, 32), resize="stretch"
     )
     done = json.loads(options.out.read_text()) if options.out.exists() else {"runs": []}
-    done |= {
-        "title": "I-BAU on inverted samples, on controls and on real images",
-        "command": "python benchmarks/fred_removal.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-        "generator": {key: generator.origin.get(key) for key in ("kind", "steps", "seed")},
-    }
+    done |= result_head(
+        __file__,
+        "I-BAU on inverted samples, on controls and on real images",
+        f"{options.threads} thread(s)",
+    ) | {"generator": {key: generator.origin.get(key) for key in ("kind", "steps", "seed")}}
     names = ("arm", "model", "seed", "asked")
     known = {tuple(run[key] for key in names) for run in done["runs"]}
     evaluators: dict[str, Classifier] = {}
@@ -379,7 +376,7 @@ def main(options: Options) -> None:
                 done["runs"].append(row)
                 done["summary"] = summary(done["runs"])
                 done["beside real images"] = beside_real(done["runs"])
-                write_text(options.out, json.dumps(done, indent=1) + "\n")
+                write_json(options.out, done)
                 print(line(row), flush=True)
 
 

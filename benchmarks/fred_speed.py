@@ -16,7 +16,6 @@ what it holds of other devices.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ from typing import Any
 import msgspec
 import torch
 import tyro
+from result_file import result_head
 from torch import nn
 
-import bezoar
 from bezoar import networks
 from bezoar.classifier import Classifier
 from bezoar.datasets import datasets
@@ -219,12 +218,7 @@ def main(options: Options) -> None:
         settings = msgspec.structs.replace(settings, iterations=options.search)
     tables = ("inversion", "an iteration")
     before = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
-    result: dict[str, Any] = {
-        "title": "Seconds of FreD's inversion",
-        "command": "python benchmarks/fred_speed.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-    }
+    result = result_head(__file__, "Seconds of FreD's inversion", f"{options.threads} thread(s)")
     if device.type == "cuda":
         result["accelerator"] = torch.cuda.get_device_name()
     elif "accelerator" in before:

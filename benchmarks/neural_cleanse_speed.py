@@ -12,9 +12,7 @@ logit, so that small triggers exist and classes stop at different times, as on r
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,16 +23,16 @@ import msgspec
 import torch
 import torch.nn.functional as F
 import tyro
+from result_file import result_head
 from torch import Tensor
 
-import bezoar
 from bezoar import networks
 from bezoar.classifier import Classifier
 from bezoar.device import resolve_device
 from bezoar.methods.neural_cleanse_inversion import invert
 from bezoar.methods.neural_cleanse_schedule import Inversion, Schedule
 from bezoar.methods.neural_cleanse_triggers import Logits, predicted, stamped
-from bezoar.records import write_text
+from bezoar.records import write_json
 
 RESULTS = Path(__file__).parent / "results" / "neural_cleanse_speed.json"
 NETWORKS: dict[str, dict[str, int]] = {"resnet-8": {"width": 16}, "wrn-16-1": {}}
@@ -175,19 +173,18 @@ def main(options: Options) -> None:
                 rows.append({"preset": preset} | row)
                 print(rows[-1], flush=True)
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    record = {
-        "title": "Neural Cleanse: all classes in one batch against one class after the other",
-        "command": (
+    record = result_head(
+        __file__,
+        "Neural Cleanse: all classes in one batch against one class after the other",
+        f"{options.threads} thread(s), {accelerator}",
+        command=(
             f"python benchmarks/neural_cleanse_speed.py --device {device.type} "
             f"--classes {' '.join(map(str, options.classes))} "
             f"--settings {' '.join(options.settings)} --epochs {options.epochs} "
             f"--images {options.images} --repetitions {options.repetitions}"
         ),
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s), {accelerator}",
-        "runs": rows,
-    }
-    write_text(options.out, json.dumps(record, indent=1) + "\n")
+    )
+    write_json(options.out, record | {"runs": rows})
 
 
 if __name__ == "__main__":

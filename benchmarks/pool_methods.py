@@ -12,7 +12,6 @@ trigger, which stands beside it.
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import sys
 import time
@@ -23,8 +22,8 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar.attacks import Attack
 from bezoar.classifier import Classifier
 from bezoar.datasets import open_dataset
@@ -34,7 +33,7 @@ from bezoar.methods import is_data_free, methods
 from bezoar.metrics import accuracy
 from bezoar.pools import open_pool
 from bezoar.pools.index import Entry
-from bezoar.records import to_json, write_text
+from bezoar.records import to_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "pool_methods.json"
 POOL = Path(__file__).parent / "pool"
@@ -207,12 +206,7 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     pool = open_pool(options.pool)
     done = json.loads(options.out.read_text()) if options.out.exists() else {"runs": []}
-    done |= {
-        "title": "Repairs of the pool's models",
-        "command": "python benchmarks/pool_methods.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-    }
+    done |= result_head(__file__, "Repairs of the pool's models", f"{options.threads} thread(s)")
     names = ("method", "model", "seed", "clean images")
     known = {tuple(run[key] for key in names) for run in done["runs"]}
     images: dict[str, tuple[ImageSet, ImageSet]] = {}
@@ -233,7 +227,7 @@ def main(options: Options) -> None:
                 row = to_json(one(suspect, name, seed, images[data], options.images))
                 done["runs"].append(row)
                 done["summary"] = summary(done["runs"])
-                write_text(options.out, json.dumps(done, indent=1) + "\n")
+                write_json(options.out, done)
                 print(line(row), flush=True)
 
 

@@ -8,13 +8,11 @@ made.
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
+from result_file import result_head
 
-import bezoar
 from bezoar.pools import Pool, open_pool
 from bezoar.pools.index import Entry
 from bezoar.records import write_json
@@ -53,12 +51,14 @@ def main() -> None:
         raise SystemExit(f"the pool is not finished: {pool.waiting} {pool.failed}")
     rows = [row(pool, entry) for entry in pool.entries]
     files = [path for path in POOL.glob("*/*") if path.is_file()]
-    result = {
-        "title": "The pool of models",
-        "command": "bezoar attack pool benchmarks/pool/pool.toml --out benchmarks/pool "
+    head = result_head(
+        __file__,
+        "The pool of models",
+        "one thread a model, other work beside it",
+        command="bezoar attack pool benchmarks/pool/pool.toml --out benchmarks/pool "
         "--executor local:2 && python benchmarks/pool_table.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, one thread a model, other work beside it",
+    )
+    figures = {
         "models": rows,
         "clean": sum(entry.status == "clean" for entry in pool.entries),
         "backdoored": sum(entry.status == "backdoored" for entry in pool.entries),
@@ -70,7 +70,7 @@ def main() -> None:
         "megabytes": sum(path.stat().st_size for path in files) / 1e6,
         "largest change by half precision": max(row["change by half precision"] for row in rows),
     }
-    write_json(RESULTS, result)
+    write_json(RESULTS, head | figures)
 
 
 if __name__ == "__main__":

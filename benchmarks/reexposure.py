@@ -12,7 +12,6 @@ what is missing.
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from typing import Any
 import torch
 import tyro
 from false_alarms import attack_of, trained
+from result_file import result_head
 
-import bezoar
 from bezoar.attacks import Attack
 from bezoar.audit import audit
 from bezoar.classifier import Classifier
@@ -31,7 +30,7 @@ from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
 from bezoar.methods import RNP, methods
 from bezoar.methods.rnp_unlearning import unlearn
-from bezoar.records import to_json, write_text
+from bezoar.records import to_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "reexposure.json"
 FIRST_SEED = 6000
@@ -106,15 +105,12 @@ def main(options: Options) -> None:
         if seed in known:
             continue
         runs += to_json(one(seed, options.methods))
-        record = {
-            "title": "Re-exposure: what unlearning brings back of repaired digit networks",
-            "command": "python benchmarks/reexposure.py",
-            "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-            "machine": f"{platform.machine()}, {options.threads} thread(s)",
-            "summary": summary(runs),
-            "runs": runs,
-        }
-        write_text(RESULTS, json.dumps(record, indent=1) + "\n")
+        record = result_head(
+            __file__,
+            "Re-exposure: what unlearning brings back of repaired digit networks",
+            f"{options.threads} thread(s)",
+        ) | {"summary": summary(runs), "runs": runs}
+        write_json(RESULTS, record)
         for row in runs[-len(options.methods) - 2 :]:
             print(row, flush=True)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ from typing import Any
 import false_alarms
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar.methods import RNP
 from bezoar.methods.rnp_exposure import excess, expose, null_excesses, null_p_values
 from bezoar.metrics import rate
-from bezoar.records import to_json, write_text
+from bezoar.records import to_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "rnp_detection.json"
 NULL = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "rnp_null.json"
@@ -115,21 +114,20 @@ def write_null(runs: list[dict[str, Any]]) -> None:
     record: dict[str, Any] = {"version": 1}
     for name, norm in (("batch norm", True), ("no norm", False)):
         record[name] = sorted(r["largest excess"] for r in learned if r["norm"] is norm)
-    write_text(NULL, json.dumps(record, indent=1) + "\n")
+    write_json(NULL, record)
     null_excesses.cache_clear()
 
 
 def write(runs: dict[str, list[dict[str, Any]]], options: Options) -> None:
     """The results so far."""
-    record: dict[str, Any] = {
-        "title": "Where unlearned networks fall: RNP's null, false alarms and power",
-        "command": "python benchmarks/rnp_detection.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-    }
+    record = result_head(
+        __file__,
+        "Where unlearned networks fall: RNP's null, false alarms and power",
+        f"{options.threads} thread(s)",
+    )
     if runs["judged"]:
         record["summary"] = summary(runs["judged"])
-    write_text(RESULTS, json.dumps(record | {"runs": runs}, indent=1) + "\n")
+    write_json(RESULTS, record | {"runs": runs})
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ and recovering are stopped after the official number of steps. The fastest repet
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +19,14 @@ from typing import Any
 import third_party
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar import networks
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
 from bezoar.methods import RNP
 from bezoar.methods.rnp_unlearning import Unlearning
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json
 
 RESULTS = Path(__file__).parent / "results" / "rnp_speed.json"
 IMAGES = 500
@@ -83,16 +81,12 @@ def main(options: Options) -> None:
     for name, (classifier, method) in cases.items():
         seconds = timed(method, classifier, clean, options.repetitions)
         row = {"case": name, "device": options.device, "images": len(clean), "seconds": seconds}
-        rows.append(to_json(row))
+        rows.append(row)
         print(row, flush=True)
-    record = {
-        "title": "Seconds of RNP's steps",
-        "command": "python benchmarks/rnp_speed.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s), {options.device}",
-        "runs": rows,
-    }
-    write_text(RESULTS, json.dumps(record, indent=1) + "\n")
+    record = result_head(
+        __file__, "Seconds of RNP's steps", f"{options.threads} thread(s), {options.device}"
+    ) | {"runs": rows}
+    write_json(RESULTS, record)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ is missing. From the null networks and the backdoor-free ones of the development
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,12 @@ from typing import Any, Literal
 import tyro
 from measured_models import third_party_names
 from pool_methods import POOL
+from result_file import result_head
 from witness_looking import look
 
-import bezoar
 from bezoar.executors import Done, Task, make_executor
 from bezoar.pools import open_pool
-from bezoar.records import to_json, write_text
+from bezoar.records import to_json, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results" / "scan_null.json"
 NETWORKS = {"digits": 18, "pairs": 10, "cifar10": 9, "gtsrb": 6, "twelve signs": 4}
@@ -133,12 +132,11 @@ def main(options: Options) -> None:
     """Runs what is missing."""
     done: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
     runs = {f"{r['set']} {r['name']} {r['seed']}": r for r in done["runs"]}
-    done |= {
-        "title": "What the witnesses of a scan say of many networks",
-        "command": "python benchmarks/scan_null.py",
-        "versions": {"bezoar": bezoar.__version__},
-        "machine": f"{platform.machine()}, one thread a network, other work beside it",
-    }
+    done |= result_head(
+        __file__,
+        "What the witnesses of a scan say of many networks",
+        "one thread a network, other work beside it",
+    )
     executor = make_executor(options.executor, timeout_s=3600, reuse=True)
     for key, outcome in executor.run(tasks(options, runs)):
         if not isinstance(outcome, Done):
@@ -152,7 +150,7 @@ def main(options: Options) -> None:
     complete = [r for r in done["runs"] if set(WITNESSES) <= set(r["witnesses"])]
     null = {"version": VERSION, "networks": null_networks(complete)}
     write_text(RESULTS, json.dumps(to_json(done)) + "\n")
-    write_text(NULL, json.dumps(to_json(null), indent=1) + "\n")
+    write_json(NULL, null)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from result_file import result_head
 from scan_null import RESULTS as WITNESSED
 from scan_null import WITNESSES, null_networks
 
-import bezoar
 from bezoar.combining import MANY, smallest_of, tail_factor
 from bezoar.metrics import auroc, rate
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json
 from bezoar.scanning import FEW_CLASSES, WITHOUT_IMAGES
 from bezoar.statistics import harmonic_mean
 
@@ -190,17 +190,14 @@ def main() -> None:
             if own:
                 row[half] = power(own)
         table.append(row | {"models": runs})
-    told = {
-        "title": "False alarms and power of the combined scan",
-        "command": "python benchmarks/scan_power.py",
-        "versions": {"bezoar": bezoar.__version__},
+    told = result_head(__file__, "False alarms and power of the combined scan") | {
         "machine": "computed from scan_null.json and automatic.json",
         "summary": [line for row in table[:2] for line in lines(row)],
         "runs": [{"asked": row["asked"]} | model for row in table for model in row["models"]],
     }
-    write_text(FOLDER / "scan_power.json", json.dumps(to_json(told), indent=1) + "\n")
+    write_json(FOLDER / "scan_power.json", told)
     short = [{k: v for k, v in row.items() if k != "models"} for row in table]
-    write_text(POWER, json.dumps(to_json({"version": 1, "power": short}), indent=1) + "\n")
+    write_json(POWER, {"version": 1, "power": short})
 
 
 if __name__ == "__main__":

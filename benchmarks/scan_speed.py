@@ -5,8 +5,6 @@ python benchmarks/scan_speed.py
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +13,13 @@ from typing import Any
 
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar import networks
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
 from bezoar.pipeline import scan
-from bezoar.records import write_text
+from bezoar.records import write_json
 
 RESULTS = Path(__file__).parent / "results" / "scan_speed.json"
 
@@ -75,14 +73,12 @@ def main(options: Options) -> None:
             }
         )
         print(rows[-1], flush=True)
-    record = {
-        "title": "A scan by TAC alone with 500 images of 32x32 against one forward pass over them",
-        "command": "python benchmarks/scan_speed.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-        "runs": rows,
-    }
-    write_text(RESULTS, json.dumps(record, indent=1) + "\n")
+    record = result_head(
+        __file__,
+        "A scan by TAC alone with 500 images of 32x32 against one forward pass over them",
+        f"{options.threads} thread(s)",
+    ) | {"runs": rows}
+    write_json(RESULTS, record)
 
 
 if __name__ == "__main__":

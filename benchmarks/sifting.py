@@ -13,7 +13,6 @@ Each run is written to ``results/sifting.json`` at once, and a rerun does only w
 from __future__ import annotations
 
 import json
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar.attacks import Attack
 from bezoar.classifier import Classifier
 from bezoar.conformal import excess_p_value, rank_at
@@ -30,7 +29,7 @@ from bezoar.datasets import open_dataset
 from bezoar.images import ImageSet
 from bezoar.metrics import auroc, rate, tpr_at_fpr
 from bezoar.pools import open_pool
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json
 from bezoar.sifting import sift
 
 RESULTS = Path(__file__).parent / "results" / "sifting.json"
@@ -112,13 +111,11 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     pool = open_pool(options.pool)
     done = json.loads(options.out.read_text()) if options.out.exists() else {"runs": []}
-    done |= {
-        "title": "Stamped among clean images: sift on the models of the pool",
-        "command": "python benchmarks/sifting.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-        "level": LEVEL,
-    }
+    done |= result_head(
+        __file__,
+        "Stamped among clean images: sift on the models of the pool",
+        f"{options.threads} thread(s)",
+    ) | {"level": LEVEL}
     known = {(run["model"], run["seed"], run["images"]) for run in done["runs"]}
     data: dict[str, ImageSet] = {}
     for entry in pool.half(options.half):
@@ -141,8 +138,8 @@ def main(options: Options) -> None:
                 "seed": seed,
                 "images": options.images,
             } | one(classifier, attack, data[entry.data], seed, options.images)
-            done["runs"].append(to_json(row))
-            write_text(options.out, json.dumps(done, indent=1) + "\n")
+            done["runs"].append(row)
+            write_json(options.out, done)
             shown = {
                 key: value["value"] if isinstance(value, dict) else value
                 for key, value in row.items()

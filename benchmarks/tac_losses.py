@@ -9,8 +9,6 @@ nothing here says how well the chosen loss does on others. Writes ``results/tac_
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +17,15 @@ from typing import Any
 import msgspec
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar import networks
 from bezoar.attacks import Attack, BadNets, Blend
 from bezoar.classifier import Classifier
 from bezoar.demo import DIGITS_RECIPE, MEAN, STD, load_digits
 from bezoar.evaluation import evaluate
 from bezoar.methods import TAC, FineTuning, Method
-from bezoar.records import write_text
+from bezoar.records import write_json
 from bezoar.training import fit
 
 RESULTS = Path(__file__).parent / "results" / "tac_losses.json"
@@ -114,15 +112,12 @@ def main(options: Options) -> None:
                 row[f"{attack_name} {key} sd"] = statistics.stdev(values)
         rows.append(row)
         print(row)
-    record = {
-        "title": "Candidates for TAC's loss, on networks that no other table uses",
-        "command": "python benchmarks/tac_losses.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-        "summary": rows,
-        "runs": runs,
-    }
-    write_text(RESULTS, json.dumps(record, indent=1) + "\n")
+    record = result_head(
+        __file__,
+        "Candidates for TAC's loss, on networks that no other table uses",
+        f"{options.threads} thread(s)",
+    ) | {"summary": rows, "runs": runs}
+    write_json(RESULTS, record)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from result_file import result_head
 from scipy.optimize import nnls
 
 from bezoar.methods.tac_solver import right_hand_sides, solve_minimal_shifts
-from bezoar.records import write_text
+from bezoar.records import write_json
 
 RESULTS = Path(__file__).parent / "results" / "tac_solver.json"
 CASES = ((10, 512, 2500), (43, 512, 1960), (200, 2048, 5000), (1000, 2048, 5000))
@@ -235,15 +234,12 @@ def main(options: Options) -> None:
             )
         cases.append(row)
         print({k: v for k, v in row.items() if k != "packages"}, flush=True)
-        record = {
-            "title": "TAC programme of all classes against general QP packages",
-            "command": "python benchmarks/tac_solver.py",
-            "versions": versions(),
-            "seed": "classes + features",
-            "machine": f"{platform.machine()}, {options.threads} of {os.cpu_count()} cores",
-            "cases": cases,
-        }
-        write_text(RESULTS, json.dumps(record, indent=1) + "\n")
+        record = result_head(
+            __file__,
+            "TAC programme of all classes against general QP packages",
+            f"{options.threads} of {os.cpu_count()} cores",
+        ) | {"versions": versions(), "seed": "classes + features", "cases": cases}
+        write_json(RESULTS, record)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 import torch
 import tyro
 from pool_methods import refuse_public
+from result_file import result_head
 
-import bezoar
 from bezoar.attacks import StoredPattern
 from bezoar.evaluation import compare, evaluate
 from bezoar.images import ImageSet
@@ -29,7 +28,7 @@ from bezoar.intake import LoadedModel, ModelDescription, load_model
 from bezoar.methods import TAC
 from bezoar.metrics import accuracy
 from bezoar.pipeline import clean, scan
-from bezoar.records import to_json, write_text
+from bezoar.records import write_json
 
 RESULTS = Path(__file__).parent / "results" / "third_party.json"
 CLEAN_IMAGES = 500
@@ -89,12 +88,11 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     root = Path(os.environ["BEZOAR_DATA"])
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
-    done |= {
-        "title": "Third-party checkpoints, clean images of the test file, measured on the rest",
-        "command": "python benchmarks/third_party.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
-    }
+    done |= result_head(
+        __file__,
+        "Third-party checkpoints, clean images of the test file, measured on the rest",
+        f"{options.threads} thread(s)",
+    )
     known = {
         (run["model"], run["method"], run["seed"], run["clean images"]) for run in done["runs"]
     }
@@ -160,8 +158,8 @@ def main(options: Options) -> None:
                         ):
                             answers = model.logits(rest).argmax(1)
                             row[when] = {"acc": accuracy(answers, labels).as_record()}
-                done["runs"].append(to_json(row))
-                write_text(RESULTS, json.dumps(done, indent=1) + "\n")
+                done["runs"].append(row)
+                write_json(RESULTS, done)
                 shown = {k: v for k, v in row.items() if not isinstance(v, dict)}
                 for when in ("before", "after"):
                     if when in row:

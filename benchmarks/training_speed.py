@@ -12,7 +12,6 @@ out what is there, so that it can be interrupted.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from typing import Any
 import msgspec
 import torch
 import tyro
+from result_file import result_head
 
-import bezoar
 from bezoar.classifier import Classifier
 from bezoar.datasets import datasets, open_dataset
 from bezoar.device import has_fast_bfloat16, resolve_device
@@ -163,12 +162,7 @@ def main(options: Options) -> None:
     result: dict[str, Any] = {"trained": [], "formats": []}
     if RESULTS.exists():
         result |= json.loads(RESULTS.read_text(encoding="utf-8"))
-    result |= {
-        "title": "Training",
-        "command": "python benchmarks/training_speed.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-    }
+    result |= result_head(__file__, "Training", f"{torch.get_num_threads()} threads")
 
     def write() -> None:
         write_json(RESULTS, {name: value for name, value in result.items() if value})

@@ -12,7 +12,6 @@ Writes ``results/trigger_recovery.json`` after each model; a rerun does what is 
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from dataclasses import dataclass
@@ -22,16 +21,16 @@ from typing import Any, Literal, get_args
 import pool_methods
 import torch
 import tyro
+from result_file import result_head
 from torch import Tensor
 
-import bezoar
 from bezoar.attacks import Attack
 from bezoar.methods import RNP
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.rnp_trigger import Network, recover_trigger
 from bezoar.methods.rnp_unlearning import unlearn
 from bezoar.pools import open_pool
-from bezoar.records import to_json, write_text
+from bezoar.records import to_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "trigger_recovery.json"
 ATTACKS = ("bad-nets", "trojan-square", "trojan-watermark", "l0-inv", "tbt")
@@ -109,15 +108,12 @@ def main(options: Options) -> None:
                 row["seconds"] = time.perf_counter() - started
                 runs.append(to_json(row))
                 print(row, flush=True)
-            record = {
-                "title": "Triggers recovered from original and half-unlearned networks",
-                "command": "python benchmarks/trigger_recovery.py",
-                "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-                "machine": f"{platform.machine()}, {options.threads} thread(s)",
-                "summary": summary(runs),
-                "runs": runs,
-            }
-            write_text(RESULTS, json.dumps(record, indent=1) + "\n")
+            record = result_head(
+                __file__,
+                "Triggers recovered from original and half-unlearned networks",
+                f"{options.threads} thread(s)",
+            ) | {"summary": summary(runs), "runs": runs}
+            write_json(RESULTS, record)
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

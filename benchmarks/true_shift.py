@@ -9,20 +9,19 @@ shortest shifts say nothing about the target class. No method uses any of this.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from result_file import result_head
 from third_party import CLEAN_IMAGES, checkpoints, load, test_images
 
-import bezoar
 from bezoar.attacks import StoredPattern
 from bezoar.images import ImageSet
 from bezoar.methods import TAC
-from bezoar.records import write_text
+from bezoar.records import write_json
 
 RESULTS = Path(__file__).parent / "results" / "true_shift.json"
 STAMPED = 1000
@@ -65,13 +64,8 @@ def main() -> None:
     """Measures all of them."""
     root = Path(os.environ["BEZOAR_DATA"])
     rows = [row for folder in checkpoints(root) if (row := measure(folder, root)) is not None]
-    record = {
-        "title": "The true trigger's shift of the features beside the shortest one",
-        "command": "python benchmarks/true_shift.py",
-        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
-        "runs": rows,
-    }
-    write_text(RESULTS, json.dumps(record, indent=1) + "\n")
+    title = "The true trigger's shift of the features beside the shortest one"
+    write_json(RESULTS, result_head(__file__, title) | {"runs": rows})
     for row in rows:
         print(row)
 

@@ -1,0 +1,40 @@
+"""The head of a result file: what was measured, by which command, with which versions, where.
+
+Every measuring script begins its record with it, and joins the figures with ``|``;
+``make_measured.py`` prints it above their tables.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bezoar
+
+
+def result_head(
+    script: str, title: str, where: str | None = None, *, command: str | None = None
+) -> dict[str, Any]:
+    """The entries ``title``, ``command``, ``versions`` and ``machine``, in this order.
+
+    Args:
+        script: the script's ``__file__``.
+        title: what was measured.
+        where: what the machine is beside its processor, such as the number of threads; None leaves
+            ``machine`` out, where no figure depends on it.
+        command: what makes the file again, where that is more than the script alone.
+
+    >>> list(result_head("benchmarks/scan_speed.py", "A scan", "1 thread(s)"))
+    ['title', 'command', 'versions', 'machine']
+    """
+    head: dict[str, Any] = {
+        "title": title,
+        "command": command or f"python benchmarks/{Path(script).name}",
+        "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
+    }
+    if where is not None:
+        head["machine"] = f"{platform.machine()}, {where}"
+    return head
