@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,16 @@ import safetensors.torch
 import torch
 from ray_import import import_ray
 
-from bezoar import networks, repairing, scanning
+from bezoar import networks, repairing, scanning, surviving
 from bezoar.attacks import Attack, BadNets
 from bezoar.classifier import Classifier
 from bezoar.demo import DIGITS_RECIPE, load_digits
 from bezoar.images import ImageSet
+from bezoar.methods import BtiDbf
+from bezoar.methods.bti_dbf_decoupling import Decoupling
+from bezoar.methods.bti_dbf_inversion import GeneratorInversion
+from bezoar.methods.neural_cleanse_schedule import Inversion
+from bezoar.methods.smooth_pattern import SmoothInversion
 from bezoar.training import fit
 from bezoar.trying import plan_for
 
@@ -56,6 +62,37 @@ def one_witness():
 def every_witness(monkeypatch):
     """Undoes that for tests of the choice itself."""
     monkeypatch.setattr(scanning, "WITNESSES", EVERY_WITNESS)
+
+
+JUDGES = {
+    "BtiDbf": partial(
+        BtiDbf, decoupling=Decoupling(steps=40), inversion=GeneratorInversion(steps=40), rounds=1
+    ),
+    "Inversion": partial(Inversion, epochs=10),
+    "SmoothInversion": partial(SmoothInversion, steps=20),
+}
+"""What recovers the triggers that judge a repair, in few steps."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hasty_judges():
+    """The triggers that judge a repair are recovered in few steps.
+
+    In many they take most of a repair's time on digits; ``thorough_judges`` undoes it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, hasty in JUDGES.items():
+            patch.setattr(surviving, name, hasty)
+        yield
+
+
+@pytest.fixture(scope="module")
+def thorough_judges():
+    """Undoes that for tests of the judges themselves, and of what users run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, hasty in JUDGES.items():
+            patch.setattr(surviving, name, hasty.func)
+        yield
 
 
 @pytest.fixture(scope="session")

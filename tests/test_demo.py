@@ -11,13 +11,32 @@ from bezoar.demo import load_digits
 from bezoar.errors import InputError
 from bezoar.intake import read_weights
 
+ORDER = []  # of scans, repairs and evaluations, as the demo calls them
+
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(thorough_judges, tmp_path_factory):
     """The demo as a newcomer runs it: folder, record, exit code."""
     folder = tmp_path_factory.mktemp("demo") / "made by it"
-    code = cli.run(["demo", "--out", str(folder), "--quiet"])
+    with pytest.MonkeyPatch.context() as patch:
+        for where, name in (
+            (demo_module, "evaluate"),
+            (demo_module.pipeline, "scan"),
+            (demo_module.pipeline, "clean"),
+        ):
+            patch.setattr(where, name, noted(name, getattr(where, name)))
+        code = cli.run(["demo", "--out", str(folder), "--quiet"])
     return folder, json.loads((folder / "record.json").read_text()), code
+
+
+def noted(name, function):
+    """The function, which leaves its name in ``ORDER`` first."""
+
+    def call(*arguments, **options):
+        ORDER.append(name)
+        return function(*arguments, **options)
+
+    return call
 
 
 def test_it_finds_and_removes_the_backdoor(demo):
@@ -89,24 +108,11 @@ def test_the_digits_are_split_without_an_overlap_and_the_seed_draws_the_order():
     assert int(parts[0].class_counts(10).min()) > 70
 
 
-def test_the_attack_is_never_known_to_the_scan_or_the_repair(monkeypatch, tmp_path):
+def test_the_attack_is_never_known_to_the_scan_or_the_repair(demo):
     """The true trigger is used only after both are done."""
-    order = []
-
-    def noted(name, function):
-        def call(*arguments, **options):
-            order.append(name)
-            return function(*arguments, **options)
-
-        return call
-
-    monkeypatch.setattr(demo_module, "evaluate", noted("evaluate", demo_module.evaluate))
-    for name in ("scan", "clean"):
-        function = getattr(demo_module.pipeline, name)
-        monkeypatch.setattr(demo_module.pipeline, name, noted(name, function))
-    demo_module.run(tmp_path)
-    last_decision = max(i for i, name in enumerate(order) if name in ("scan", "clean"))
-    assert "evaluate" in order and order.index("evaluate") > last_decision
+    assert {"scan", "clean", "evaluate"} == set(ORDER)
+    last_decision = max(i for i, name in enumerate(ORDER) if name in ("scan", "clean"))
+    assert ORDER.index("evaluate") > last_decision
 
 
 def test_a_folder_that_cannot_be_made_is_named_before_the_work(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ from bezoar.surviving import Survival, Survivors
 from bezoar.training import Recipe
 from bezoar.trying import ENOUGH, Unlearning, plan_for, try_repairs
 
+pytestmark = pytest.mark.usefixtures("thorough_judges")
+
 SHORT = Recipe(epochs=1, learning_rate=1e-3)
 
 

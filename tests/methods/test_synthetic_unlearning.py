@@ -39,7 +39,9 @@ def test_a_clean_twin_stays_nearly_as_it_was_and_the_guess_is_told(digits):
 
 
 def test_doing_nothing_would_fail(digits):
-    method = SyntheticUnlearning(target_class=digits.attack.target)
+    method = SyntheticUnlearning(
+        target_class=digits.attack.target, count=80, synthesis=Synthesis(steps=2)
+    )
     idle = replace(method.unlearning, recipe=Recipe(epochs=1, learning_rate=1e-7))
     idle = replace(method, unlearning=idle)
     after = evaluate(idle.remove(blind(digits.planted)).classifier, digits.test, digits.attack)
