@@ -9,8 +9,9 @@ from bezoar import audit as audit_module
 from bezoar.audit import audit
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import Evidence
+from bezoar.methods import RNP, BtiDbf, Evidence
 from bezoar.records import to_json
+from bezoar.scanning import WITNESSES
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,23 @@ def test_a_model_without_a_backdoor_falls_where_others_fall(audits):
 def test_the_audit_adds_a_witness_to_the_scan(audits):
     assert [e.method for e in audits["twin"].evidence] == ["tac", "rnp"]
     json.dumps(to_json(audits["twin"].record), allow_nan=False)
+
+
+def test_the_exposing_witness_stands_where_it_stood_and_who_cannot_look_is_left_out(
+    every_witness, digits, monkeypatch
+):
+    def refuses(*_arguments, **_options):
+        raise InputError("not this one")
+
+    monkeypatch.setattr(BtiDbf, "inspect", refuses)
+    finding = audit(digits.twin, digits.clean, seed=0)
+    seen = [e.method for e in finding.evidence]
+    assert seen == [name for name in WITNESSES if name != "bti-dbf"]
+    assert any("bti-dbf could not look" in notice for notice in finding.record["notices"])
+    assert finding.record["audit"]["class"] == finding.evidence[1].record["trigger"]["class"]
+    monkeypatch.setattr(RNP, "inspect", refuses)
+    with pytest.raises(InputError, match="not this one"):
+        audit(digits.twin, digits.clean, seed=0)
 
 
 def test_the_model_stays_as_it_is(digits):

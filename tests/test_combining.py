@@ -25,6 +25,31 @@ def test_one_witness_keeps_its_p_values():
     assert combined.p_values == (0.03, 1.0, 0.2) and combined.factor is None
 
 
+def test_a_witness_that_networks_without_a_backdoor_contradict_is_corrected_alone_and_with_others():
+    """On 200 classes ten networks give MM-BD p-values down to 0.0001."""
+    quiet = (1.0,) * 199
+    (factor,) = combine([evidence("mm-bd", (1e-4, *quiet))]).corrections
+    assert factor == tail_factor(null_smallest(("mm-bd",), many=True)) and factor > 100
+    alone = combine([evidence("mm-bd", (1e-6, *quiet))])
+    assert alone.p_values[0] == pytest.approx(factor * 1e-6) and alone.contradicted == ("mm-bd",)
+    assert "those of mm-bd are multiplied by what networks without" in alone.in_words()
+    assert alone.correction_in_words(0).startswith(f", times {factor:.3g} for what networks")
+    both = combine([evidence("mm-bd", (1e-6, *quiet)), evidence("hand", (1.0, *quiet))])
+    assert both.corrections == pytest.approx((2 * factor, 2.0))
+    assert both.p_values[0] == pytest.approx(2 * factor * 1e-6)
+
+
+def test_a_witness_that_is_not_contradicted_or_was_not_measured_keeps_its_p_values():
+    few, many = (0.03, *[1.0] * 9), (0.03, *[1.0] * 199)
+    for seen in (
+        evidence("mm-bd", few),
+        evidence("weights", many),
+        evidence("hand", many),
+        evidence("mm-bd", many, steps=7),
+    ):
+        assert combine([seen]).p_values[0] == 0.03 and not combine([seen]).contradicted
+
+
 def test_witnesses_that_were_not_measured_together_share_the_level():
     combined = combine([evidence("tac", (0.03, 1.0)), evidence("hand", (0.5, 0.4))])
     assert combined.factor is None

@@ -313,6 +313,21 @@ def test_only_what_is_missing_is_scanned(files, manifest, tmp_path):
     assert scanned(rows[:2], seed=1)[1] == ["planted", "twin"]
 
 
+def test_a_record_that_is_used_again_is_told_with_the_path_of_this_time(files, manifest, tmp_path):
+    (files / "copy").mkdir()
+    shutil.copy(files / "twin.safetensors", files / "copy")
+    models = [row(name, **FACTS) for name in ("twin.safetensors", "copy/twin.safetensors")]
+    manifest(*models)
+    manifest(*reversed(models), name="reordered.csv")
+    later = tmp_path / "later build"
+    shutil.copytree(files, later)
+    options, out = ScanOptions(limit=100), tmp_path / "out"
+    for path in (files / "models.csv", files / "reordered.csv", later / "models.csv"):
+        told = scan_models(read_manifest(path), options, HereExecutor(), out=out)["models"]
+        assert [one["weights"] for one in told] == [str(path.parent / one["model"]) for one in told]
+    assert {one["scanned"] for one in told} == {"before"}
+
+
 def test_without_a_folder_no_record_is_kept(manifest):
     rows = read_manifest(manifest(row("twin.toml")))
     summary = scan_models(rows, ScanOptions(limit=200), HereExecutor())

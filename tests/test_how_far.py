@@ -70,6 +70,18 @@ def test_a_variance_of_zero_stays_finite():
     assert all(v.isfinite().all() for v in weights(between(one, other, 1.7)).values())
 
 
+def test_a_tensor_under_two_names_moves_once():
+    """Tied weights, as of two heads that share one matrix."""
+    one, other = small(1), small(2)
+    for classifier in (one, other):
+        classifier.network.append(nn.Linear(3, 3)).append(nn.Linear(3, 3))
+        classifier.network[4].weight = classifier.network[3].weight
+    first, last = (weights(c)["3.weight"] for c in (one, other))
+    made = weights(between(one, other, 0.6))
+    assert torch.allclose(made["3.weight"], 0.4 * first + 0.6 * last)
+    assert made["3.weight"].data_ptr() == made["4.weight"].data_ptr(), "they stay tied"
+
+
 @pytest.mark.parametrize("at", SHARES)
 def test_the_walk_ends_in_the_valley_and_asks_little(at):
     share, asked, same, balance = valley(at)

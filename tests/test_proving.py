@@ -109,3 +109,48 @@ def test_the_model_stays_as_it_is(digits):
         assert classifier.network.training
     finally:
         digits.planted.network.eval()
+
+
+def first_of_each(images, count):
+    """The first images of each class."""
+    found = [torch.nonzero(images.labels == k).flatten()[:count] for k in range(10)]
+    return images.subset(torch.cat(found))
+
+
+def test_sources_with_one_image_each_may_be_chance_unless_most_images_are_carried(digits):
+    """The true patch on a third of the images: some whole classes of one image are carried."""
+
+    class Sometimes(Patch):
+        every = 3
+
+        def stamp(self, images, k):
+            chosen = torch.arange(len(images)) % self.every == 0
+            return torch.where(chosen[:, None, None, None], super().stamp(images, k), images)
+
+    found = Sometimes(digits.attack)
+    prover = Prover(digits.planted, first_of_each(digits.clean, 5), seed=0)  # one of five held out
+    some = prover.prove(pointing(found), 4)
+    assert len(some.sources) >= 2 and some.firm == 0 and some.carried < 0.8 and not some.works
+    found.every = 1
+    whole = prover.prove(pointing(found), 4)
+    assert whole.firm == 0 and whole.carried >= 0.8 and whole.works
+
+
+def test_what_was_computed_from_all_images_is_never_proven(digits):
+    patch = pointing(Patch(digits.attack))
+    one_each = Prover(digits.planted, first_of_each(digits.clean, 1), seed=0)
+    everything = replace(patch, record={"configuration": {"held_out": 0.0}})
+    for proof in (
+        one_each.prove(patch, 4),
+        Prover(digits.planted, digits.clean, seed=0).prove(everything, 4),
+    ):
+        assert proof.counted == 0 and not proof.works
+
+
+def test_the_share_that_makes_a_source_is_the_verdict_s(digits):
+    patch = pointing(Patch(digits.attack))
+    low, beyond = (
+        Prover(digits.planted, digits.clean, seed=0, needed=needed).prove(patch, 4)
+        for needed in (0.5, 1.01)
+    )
+    assert len(low.sources) == 9 and beyond.sources == () and not beyond.works

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -164,6 +165,13 @@ def test_no_witness_borrows_the_measured_power_of_another():
     assert both.startswith("The p-values of 2 witnesses are combined by their harmonic mean")
     assert "False alarms and power were measured of tac alone, not of " in both
     assert "Measured on small digit networks" in both
+
+
+def test_no_setting_borrows_the_measured_power_of_another():
+    other = replace(shifts(), record=shifts().record | {"configuration": {"quantile": 0.5}})
+    assert plain([other])["power"] == (
+        "False alarms and power of tac with these settings were not measured."
+    )
 
 
 def test_what_was_skipped():

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from bezoar import Classifier, scanning
+from bezoar import Classifier, networks, scanning
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import MMBD, Weights
 from bezoar.records import to_json
 from bezoar.scanning import find_witnesses, is_auto, scan
+from bezoar.training import Recipe, fit
 from bezoar.verdict import Verdict
 
 
@@ -88,3 +89,16 @@ def test_auto_is_our_choice_by_name():
     assert not is_auto(["tac"]) and not is_auto(Weights())
     assert find_witnesses(["auto"]) == find_witnesses(None)
     assert find_witnesses(None, has_images=False) == (Weights(), MMBD())
+
+
+@pytest.mark.parametrize(("classes", "silent"), [(2, 5), (3, 4), (4, 0)])
+def test_who_can_say_nothing_of_so_few_classes_is_named(classes, silent, every_witness, digits):
+    few = digits.clean.subset(torch.nonzero(digits.clean.labels < classes).flatten())
+    torch.manual_seed(0)
+    classifier = Classifier(networks.build("small-cnn", num_classes=classes), mean=0.3, std=0.35)
+    fit(classifier, few, Recipe(epochs=10, batch_size=16, learning_rate=0.05), seed=0)
+    record = scan(classifier, few, seed=0).record
+    told = [notice for notice in record["notices"] if "can say nothing" in notice]
+    assert len(told) == bool(silent)
+    assert all(notice.split(" can say")[0].count(",") == silent - 1 for notice in told)
+    assert ("so few classes" in record["power"]) == bool(silent)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from bezoar import how_far, surviving, trying
+from bezoar import aftercare, how_far, surviving, trying
 from bezoar.accuracy_loss import accuracy_loss
 from bezoar.aftercare import residual_risk, retuning_probe
 from bezoar.classifier import Classifier
@@ -369,6 +369,40 @@ def test_a_backdoor_that_comes_back_with_tuning_is_told(digits):
     poisoned = digits.attack.poison(digits.train, 0.2, seed=0).images
     bad = retuning_probe(digits.twin, poisoned, survivors, left, seed=0)
     assert bad["returned"] and bad["after"] >= 0.3 and "brings it back" in bad["sentence"]
+
+
+def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
+    ruined = digits.planted.copy()
+    with torch.no_grad():
+        ruined.network.fc.weight.fill_(float("nan"))
+    survival = survivors.look(ruined, Survival({}, {}, looked=False))
+    assert not survival.looked and not survival.removed and survival.worst == 0
+    risk = residual_risk(labelled=True, stands_out=None, returned=None, worst=0.0)
+    assert "no witness could look" in risk and "could not be tried" in risk
+
+
+def test_triggers_of_one_name_count_with_the_larger_share(digits, monkeypatch):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    given = evidence(Patch(digits.attack))
+    survivors = Survivors(digits.planted, [given, given], [4], known, held_out, seed=0)
+    shares = iter([0.9, 0.1, *[0.0] * 9])
+    monkeypatch.setattr(
+        survivors, "_carried_by", lambda _repaired, triggers: [next(shares) for _ in triggers]
+    )
+    assert survivors.left(digits.planted).worst == 0.9
+
+
+def test_a_probe_that_cannot_be_made_does_not_cost_the_repair(digits, monkeypatch):
+    def diverges(*_arguments, **_options):
+        raise InputError("it diverged")
+
+    monkeypatch.setattr(aftercare, "fit", diverges)
+    known, held_out = digits.clean.split(0.8, seed=0)
+    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
+    probe = retuning_probe(digits.twin, known, survivors, Survival({"a": 0.2}, {}), seed=0)
+    assert probe["returned"] is None and "could not be tried: it diverged" in probe["sentence"]
 
 
 def test_the_line_on_risk_names_every_sign():

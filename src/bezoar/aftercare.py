@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from bezoar.classifier import Classifier
+from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.surviving import DEAD, Survival, Survivors
 from bezoar.training import Progress, Recipe, fit, no_progress
@@ -40,11 +41,21 @@ def retuning_probe(
         progress: called with what is done and its share.
 
     Returns:
-        The figures, whether it returned, and a sentence.
+        The figures, whether it returned, and a sentence. Where the tuning cannot be made, only the
+        sentence says something: it must not cost the repair.
     """
     recipe = {"epochs": PROBE.epochs, "learning_rate": PROBE.learning_rate}
     tuned = repaired.copy()
-    fit(tuned, known, PROBE, seed=seed, progress=progress, what="trying a few steps of tuning")
+    try:
+        fit(tuned, known, PROBE, seed=seed, progress=progress, what="trying a few steps of tuning")
+    except InputError as error:
+        return {
+            "recipe": recipe,
+            "before": left.worst,
+            "after": None,
+            "returned": None,
+            "sentence": f"Whether fine-tuning brings it back could not be tried: {error}.",
+        }
     before, after = left.worst, survivors.worst(tuned)
     returned = after >= BACK and after > before + DEAD
     told = f"the recovered triggers carry {100 * before:.0f} % of held-out images before and "
@@ -62,20 +73,27 @@ def retuning_probe(
     }
 
 
-def residual_risk(*, labelled: bool, stands_out: bool, returned: bool, worst: float) -> str:
+def residual_risk(
+    *, labelled: bool, stands_out: bool | None, returned: bool | None, worst: float
+) -> str:
     """One line on what is left to fear.
 
     Args:
         labelled: whether accuracy was measured.
-        stands_out: whether a scan of the repaired model still finds a class unusual.
-        returned: whether tuning brought the backdoor back.
+        stands_out: whether a scan of the repaired model still finds a class unusual; None where no
+            witness could look at it.
+        returned: whether tuning brought the backdoor back; None where that could not be tried.
         worst: the largest share that a recovered trigger still carries.
     """
     signs = []
     if stands_out:
         signs.append("a class still stands out")
+    if stands_out is None:
+        signs.append("no witness could look at the repaired model")
     if returned:
         signs.append("fine-tuning brings the backdoor back")
+    if returned is None:
+        signs.append("whether fine-tuning brings the backdoor back could not be tried")
     if worst > DEAD:
         signs.append(f"a recovered trigger still carries {100 * worst:.0f} % of the images")
     if not labelled:

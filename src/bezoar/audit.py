@@ -19,7 +19,7 @@ from typing import Any
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
 from bezoar.methods import RNP, Evidence
-from bezoar.scanning import Finding, Witnesses, find_witnesses, scan
+from bezoar.scanning import Finding, Witnesses, scan
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels
 
@@ -50,19 +50,20 @@ def audit(
         InputError: as ``scan``; the images have no labels.
     """
     clean.require_labels("an audit")
-    looking = [w for w in find_witnesses(witnesses) if not isinstance(w, RNP)]
     exposing = RNP(inverted_network="unlearned")
     finding = scan(
         classifier,
         clean,
         seed=seed,
-        witnesses=[*looking, exposing],
+        witnesses=witnesses,
+        in_place=exposing,
         levels=levels,
         progress=progress,
     )
     # The verdict shares the rate among the witnesses; what is said here is about one of them.
     level = (levels or Levels()).suspicious
-    found = _audited(finding.evidence[-1], classifier.classes, level)
+    exposed = next(e for e in finding.evidence if e.method == exposing.name)
+    found = _audited(exposed, classifier.classes, level)
     finding.record["audit"] = found
     finding.record["reasons"].append(found["sentence"])
     return finding

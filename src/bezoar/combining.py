@@ -20,7 +20,9 @@ that H, as for uniform p-values, shrinks as fast as the share of networks. Netwo
 their theory.
 
 Witnesses that were not measured together, or not with these settings, share the level instead
-(Bonferroni): W min_w p_wk.
+(Bonferroni): W min_w c_w p_wk. There, and where one witness looks alone, c_w is 1 unless the null
+networks contradict that witness: for a test that holds, c exceeds x in one of x cases (Daniels'
+theorem), so from ``CONTRADICTED`` on its p-values are multiplied by the c that was measured of it.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from bezoar.statistics import LEAST, harmonic_mean, harmonic_means
 NULL = "data/scan_null.json"  # written by benchmarks/scan_null.py
 TAIL = 0.2  # the share of the null networks that the factor is read from
 MANY = 100  # classes; beyond it, networks are held against their like alone
+CONTRADICTED = 10.0  # a factor that one in ten tests exceeds although they hold
 
 # Settings that change no p-value: which class is removed, which ones are compared, and on which
 # network a trigger is inverted once the p-values are there.
@@ -50,29 +53,51 @@ class Combined:
 
     Attributes:
         p_values: one for each class.
-        witnesses: how many looked.
+        corrections: for each witness, what its own p-values are multiplied by before a level is
+            put on them: 1 where each stands for itself.
+        contradicted: the witnesses, by name, whose own p-values networks without a backdoor
+            contradict.
         factor: c; None where the witnesses were not measured together.
         networks: how many networks without a backdoor it was measured on.
     """
 
     p_values: tuple[float, ...]
-    witnesses: int
+    corrections: tuple[float, ...]
+    contradicted: tuple[str, ...] = ()
     factor: float | None = None
     networks: int = 0
 
     @property
-    def parts(self) -> int:
-        """Into how many parts the witnesses share a level; 1 where each stands for itself."""
-        return self.witnesses if self.factor is None else 1
+    def witnesses(self) -> int:
+        """How many looked."""
+        return len(self.corrections)
+
+    def correction_in_words(self, witness: int) -> str:
+        """What is added to a p-value of one witness that is told, where it was corrected."""
+        factor = self.corrections[witness]
+        if factor == 1:
+            return ""
+        if factor == self.witnesses:
+            return f", times {self.witnesses} for as many methods"
+        several = f"{self.witnesses} methods and " if self.witnesses > 1 else ""
+        return f", times {factor:.3g} for {several}what networks without a backdoor show"
 
     def in_words(self) -> str:
         """How the p-values were made, in one sentence."""
+        larger = ""
+        if self.contradicted:
+            larger = (
+                f"; those of {' and '.join(self.contradicted)} are multiplied by what networks "
+                "without a backdoor of as many classes ask for"
+            )
         if self.witnesses == 1:
-            return "One witness looked; its p-values are corrected for the number of classes."
+            return (
+                f"One witness looked; its p-values are corrected for the number of classes{larger}."
+            )
         if self.factor is None:
             return (
                 f"The {self.witnesses} witnesses share the false-alarm rate: each p-value is the "
-                f"smallest of theirs times {self.witnesses}."
+                f"smallest of theirs times {self.witnesses}{larger}."
             )
         return (
             f"The p-values of {self.witnesses} witnesses are combined by their harmonic mean, "
@@ -84,20 +109,39 @@ class Combined:
 def combine(evidence: Sequence[Evidence]) -> Combined:
     """The p-values of all classes from at least one witness."""
     rows = [e.p_values for e in evidence]
-    if len(rows) == 1:
-        return Combined(rows[0], 1)
     names = tuple(sorted(e.method for e in evidence))
-    many = len(rows[0]) > MANY
-    smallest = null_smallest(names, many=many) if all(map(_as_measured, evidence)) else ()
+    together = len(rows) > 1 and all(map(as_measured, evidence))
+    smallest = null_smallest(names, many=len(rows[0]) > MANY) if together else ()
     if not smallest:
-        joint = [min(1.0, len(rows) * min(column)) for column in zip(*rows, strict=True)]
-        return Combined(tuple(joint), len(rows))
+        return _sharing(evidence)
     factor = tail_factor(smallest)
     joint = [min(1.0, factor * h) for h in harmonic_means(rows)]
-    return Combined(tuple(joint), len(rows), factor, len(smallest))
+    ones = (1.0,) * len(rows)
+    return Combined(tuple(joint), ones, factor=factor, networks=len(smallest))
 
 
-def _as_measured(evidence: Evidence) -> bool:
+def _sharing(evidence: Sequence[Evidence]) -> Combined:
+    """The smallest p-value of each class, with the level shared among the witnesses."""
+    alone = [_factor_alone(e) for e in evidence]
+    corrections = tuple(len(evidence) * factor for factor in alone)
+    rows = [
+        [factor * p for p in e.p_values] for e, factor in zip(evidence, corrections, strict=True)
+    ]
+    joint = tuple(min(1.0, *column) for column in zip(*rows, strict=True))
+    contradicted = tuple(e.method for e, f in zip(evidence, alone, strict=True) if f > 1)
+    return Combined(joint, corrections, contradicted)
+
+
+def _factor_alone(evidence: Evidence) -> float:
+    """The c of one witness where the null networks contradict it, else 1."""
+    if not as_measured(evidence):
+        return 1.0
+    smallest = null_smallest((evidence.method,), many=len(evidence.p_values) > MANY)
+    factor = tail_factor(smallest) if smallest else 1.0
+    return factor if factor >= CONTRADICTED else 1.0
+
+
+def as_measured(evidence: Evidence) -> bool:
     """Whether a witness looked with its default settings, as at the null networks."""
     name = evidence.method
     if name not in methods.names():

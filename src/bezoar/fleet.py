@@ -250,4 +250,6 @@ def _with_sources(record: dict[str, Any], row: Row) -> dict[str, Any]:
 
 def _entry(row: Row, record: dict[str, Any], out: Path | None, name: str) -> dict[str, Any]:
     kept = None if out is None else str(out / f"{name}.json")
-    return row_entry(row) | finding_entry(record) | {"record": kept}
+    # A record is named after content alone: an earlier call may have found the file elsewhere.
+    here = {"weights": row.description.weights, "record": kept}
+    return row_entry(row) | finding_entry(record) | here

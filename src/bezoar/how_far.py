@@ -84,15 +84,16 @@ def between(original: Classifier, repaired: Classifier, share: float) -> Classif
         share: s, finite; beyond 1 it is past the repair.
     """
     made = repaired.copy()
-    start = original.network.state_dict()
+    start, end = original.network.state_dict(), repaired.network.state_dict()
     with torch.no_grad():
+        # From the repair's own values: a tensor under two names is written twice, not moved twice.
         for name, value in made.network.state_dict().items():
             if not value.is_floating_point():
                 continue
             if name.rpartition(".")[2] == _VARIANCE:
-                value.copy_(_geometric(start[name], value, share))
+                value.copy_(_geometric(start[name], end[name], share))
             else:
-                value.copy_(start[name] + share * (value - start[name]))
+                value.copy_(start[name] + share * (end[name] - start[name]))
     return made
 
 

@@ -27,6 +27,7 @@ from bezoar.scanning import Finding as Finding
 from bezoar.scanning import Witnesses, describe
 from bezoar.scanning import find_witnesses as find_witnesses
 from bezoar.scanning import scan as scan
+from bezoar.surviving import Survival
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Verdict
 
@@ -72,7 +73,8 @@ def clean(
 
     Returns:
         The repaired classifier and the record; ``record["accepted"]`` says whether the loss of
-        accuracy is within the limit, and ``record["judged_on"]`` whether it could be measured.
+        accuracy is within the limit, and ``record["judged_on"]`` whether it could be measured ("no
+        repair" where the classifier comes back unchanged).
 
     Raises:
         InputError: the images, the network or a method cannot be used.
@@ -122,7 +124,13 @@ def _untouched(finding: Finding) -> dict[str, Any]:
     """The record of a model in which nothing was found."""
     outcome = "Left untouched: the scan found nothing, and no method was asked for. "
     outcome += no_proof(finding.evidence)
-    return {"accepted": True, "untouched": True, "outcome": outcome}
+    return {
+        "accepted": True,
+        "untouched": True,
+        "judged_on": "no repair",
+        "accuracy_drop": 0.0,
+        "outcome": outcome,
+    }
 
 
 def _seconds(started: float) -> dict[str, Any]:
@@ -176,11 +184,18 @@ def _cared_for(given: Given, made: Repaired, rescan: Finding | None) -> dict[str
     risk = residual_risk(
         labelled=given.images is not None and given.images.labels is not None,
         # All witnesses know better than the quick look at a trial.
-        stands_out=left.stands_out if rescan is None else bool(rescan.suspects),
+        stands_out=_stands_out(left, rescan),
         returned=probe["returned"],
         worst=left.worst,
     )
     return {"survival": left.as_record(), "probe": probe, "risk": risk}
+
+
+def _stands_out(left: Survival, rescan: Finding | None) -> bool | None:
+    """Whether a class is still unusual; None where nobody could look."""
+    if rescan is not None:
+        return bool(rescan.suspects)
+    return left.stands_out if left.looked else None
 
 
 def _unread(given: Given, finding: Finding | None) -> list[str]:

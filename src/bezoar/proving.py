@@ -2,7 +2,9 @@
 
 *Works*: on held-out images, it carries at least 80 % of those of a source class into the target
 class, for at least two source classes. A backdoor of one source class alone cannot be told from two
-classes that look alike, so it is never proven.
+classes that look alike, so it is never proven. Nor are sources with one or two held-out images,
+among many classes of which some are carried by chance, unless 80 % of the images of all classes
+together are.
 
 *Natural*: two classes differ in some features in every network, and a strong change that adds just
 those features carries images across without any backdoor. With u = w_k - w_j the direction of the
@@ -36,6 +38,7 @@ from bezoar.methods.neural_cleanse_triggers import pixels_of
 
 CARRIED = 0.8  # share of the held-out images of a class that makes it a source
 FEWEST_SOURCES = 2
+FEWEST_IMAGES = 3  # held-out images of a source that counts by itself
 
 
 @dataclass(frozen=True)
@@ -43,22 +46,27 @@ class Proof:
     """What a recovered trigger or shift does on held-out images.
 
     Attributes:
-        sources: classes of which it carries at least 80 % of the held-out images.
-        counted: held-out images of other classes.
+        sources: classes of which it carries at least ``needed`` of the held-out images.
+        counted: held-out images of other classes; 0 where all images were used to compute it.
         carried: share of these that it carries.
         natural: share of its work that is done by the features that separate the classes anyway, in
             [0, 1]; None where no class is a source.
+        firm: how many of ``sources`` have at least ``FEWEST_IMAGES`` held-out images.
+        needed: 80 %, if the levels of the verdict say nothing else.
     """
 
     sources: tuple[int, ...]
     counted: int
     carried: float
     natural: float | None
+    firm: int
+    needed: float = CARRIED
 
     @property
     def works(self) -> bool:
         """Whether it works on enough classes."""
-        return len(self.sources) >= FEWEST_SOURCES
+        enough = self.firm if self.carried < self.needed else len(self.sources)
+        return enough >= FEWEST_SOURCES
 
     def as_record(self) -> dict[str, Any]:
         """The figures."""
@@ -67,6 +75,7 @@ class Proof:
             "counted": self.counted,
             "carried": self.carried,
             "natural": self.natural,
+            "firm": self.firm,
             "works": self.works,
         }
 
@@ -78,12 +87,14 @@ class Prover:
         classifier: the suspect, traced.
         clean: the images of the scan; without labels, the network's answers stand for them.
         seed: of the scan.
+        needed: share, in [0, 1], of a class's held-out images that makes it a source.
     """
 
-    def __init__(self, classifier: Classifier, clean: ImageSet, *, seed: int) -> None:
-        self.classifier = classifier
-        _, held_out = clean.split(1 - HELD_OUT, seed=seed)  # as the witnesses divide them
-        self.clean, self.held_out = clean, held_out if len(held_out) else clean
+    def __init__(
+        self, classifier: Classifier, clean: ImageSet, *, seed: int, needed: float = CARRIED
+    ) -> None:
+        self.classifier, self.clean, self.needed = classifier, clean, needed
+        _, self.held_out = clean.split(1 - HELD_OUT, seed=seed)  # as the witnesses divide them
 
     @functools.cached_property
     def _all(self) -> tuple[Tensor, Tensor]:
@@ -101,6 +112,9 @@ class Prover:
         """The proof for class ``k``; None where nothing was recovered for it."""
         found = evidence.recovered
         if found is not None and k in found.classes:
+            kept = evidence.record.get("configuration", {}).get("held_out", HELD_OUT)
+            if kept < HELD_OUT or not len(self.held_out):
+                return Proof((), 0, 0.0, None, 0, self.needed)
             return self._proof(*self._rest, *self._stamped(evidence, k), k)
         if evidence.perturbations is not None:
             shift = evidence.perturbations[k].to(self._all[1])
@@ -132,7 +146,7 @@ class Prover:
         sources = [
             j
             for j in sorted(set(before[others].tolist()))
-            if float(inside[before == j].float().mean()) >= CARRIED
+            if float(inside[before == j].float().mean()) >= self.needed
         ]
         weight, change, centre = self.classifier.head.weight, shifted - features, self._centre(k)
         shares = [
@@ -146,6 +160,8 @@ class Prover:
             int(others.sum()),
             float(inside[others].float().mean()) if bool(others.any()) else 0.0,
             sum(shares) / len(shares) if shares else None,
+            sum(int((before == j).sum()) >= FEWEST_IMAGES for j in sources),
+            self.needed,
         )
 
     def _centre(self, k: int) -> Tensor:

@@ -15,11 +15,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from bezoar.combining import as_measured
 from bezoar.methods import Evidence
 from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.recovered import Recovered
 from bezoar.power import combined_power_sentence, power_sentence
+from bezoar.proving import Proof
 from bezoar.statistics import FEWEST_CLASSES, critical_value, mad_outliers, small_outliers
 from bezoar.verdict import Judgement, Levels, Verdict, corrected_p_values
 from bezoar.wording import NO_PROOF, Words, within_a_sentence
@@ -45,7 +47,10 @@ def scan_record(
         levels: the limits of the verdicts.
     """
     combined = judgement.combined
-    statistics = [_statistic_record(e, levels, combined.parts) for e in evidence]
+    statistics = [
+        _statistic_record(e, levels, factor)
+        for e, factor in zip(evidence, combined.corrections, strict=True)
+    ]
     return {
         "kind": "scan",
         "verdict": judgement.verdict.value,
@@ -77,8 +82,9 @@ def scan_record(
 
 def _limits_of(judgement: Judgement, evidence: Sequence[Evidence]) -> list[str]:
     """What is known of how often such a verdict is wrong."""
-    told = [judgement.combined.in_words()] if judgement.combined.witnesses > 1 else []
-    told.append(_power([e.method for e in evidence]))
+    combined = judgement.combined
+    told = [combined.in_words()] if combined.witnesses > 1 or combined.contradicted else []
+    told.append(_power(evidence))
     if judgement.verdict is Verdict.NOTHING_FOUND:
         told.append(no_proof(evidence))
     return told
@@ -105,10 +111,17 @@ def _sentence(
         )
     told = [evidence[w].told for w in judgement.deciding]
     unproven = [k for k in judgement.suspects if k not in judgement.proven]
+    # A trigger that works on the images of some classes alone is told class by class.
+    partly = {k: proof for k in judgement.proven if (proof := _partial(judgement, k))}
     sentences = [
         f"{words.means} carries almost every image into {_named(chosen, classes)}, and "
         f"{words.rarely}."
-        for words, chosen in _grouped(judgement.proven, told)
+        for words, chosen in _grouped([k for k in judgement.proven if k not in partly], told)
+    ]
+    sentences += [
+        f"{told[k].means} carries the images of {len(proof.sources)} classes into "
+        f"{_named([k], classes)}, and {told[k].rarely}."
+        for k, proof in partly.items()
     ]
     sentences += [
         f"C{_named(chosen, classes)[1:]} {words.exceeds}, without the proof that would make it a "
@@ -116,6 +129,12 @@ def _sentence(
         for words, chosen in _grouped(unproven, told)
     ]
     return " ".join(sentences)
+
+
+def _partial(judgement: Judgement, k: int) -> Proof | None:
+    """The proof of a class whose trigger does not carry enough of all images together."""
+    proof = judgement.proofs.get((judgement.deciding[k], k))
+    return proof if proof is not None and proof.carried < proof.needed else None
 
 
 def _with(images: int) -> str:
@@ -149,15 +168,20 @@ def _named(chosen: Sequence[int], classes: Sequence[str]) -> str:
     return f"class{'es' if len(chosen) > 1 else ''} {', '.join(classes[k] for k in chosen)}"
 
 
-def _power(names: Sequence[str]) -> str:
+def _power(evidence: Sequence[Evidence]) -> str:
     """What was measured of this choice of witnesses; nothing is lent from one to another."""
-    if list(names) == [MEASURED]:
+    names = [e.method for e in evidence]
+    if len(evidence[0].p_values) < FEWEST_CLASSES:
+        return "False alarms and power were not measured of networks with so few classes."
+    measured = all(map(as_measured, evidence))
+    if measured and names == [MEASURED]:
         return power_sentence()
-    together = combined_power_sentence(names)
+    together = combined_power_sentence(names) if measured else None
     if together is not None:
         return together
-    if MEASURED not in names:
-        return f"False alarms and power of {' and '.join(names)} were not measured."
+    if MEASURED not in names or len(names) == 1:
+        own = "" if measured else " with these settings"
+        return f"False alarms and power of {' and '.join(names)}{own} were not measured."
     return (
         f"False alarms and power were measured of {MEASURED} alone, not of "
         f"{' and '.join(names)} together. {power_sentence()}"
@@ -173,14 +197,14 @@ def _skipped(evidence: Sequence[Evidence]) -> list[str]:
     return [f"No trigger in pixel space was recovered{why}."]
 
 
-def _statistic_record(evidence: Evidence, levels: Levels, witnesses: int) -> dict[str, Any]:
+def _statistic_record(evidence: Evidence, levels: Levels, factor: float) -> dict[str, Any]:
     """A witness's statistic in its own unit, with what is known of its null."""
     told = evidence.told
     scored = [v for v, s in zip(evidence.values, evidence.scores, strict=True) if not math.isnan(s)]
     null: dict[str, Any] = {"description": evidence.null}
     if scored:
         null["median"] = float(np.median(scored)) if evidence.limit is None else evidence.limit(0.5)
-        null |= _limits(evidence, levels, witnesses)
+        null |= _limits(evidence, levels, factor)
     return {
         "name": evidence.statistic,
         "method": evidence.method,
@@ -191,12 +215,12 @@ def _statistic_record(evidence: Evidence, levels: Levels, witnesses: int) -> dic
         "carrier": told.carrier,
         "values": list(evidence.values),
         "scores": list(evidence.scores),
-        "p_values": corrected_p_values(evidence, witnesses),
+        "p_values": corrected_p_values(evidence, factor),
         "null": null,
     }
 
 
-def _limits(evidence: Evidence, levels: Levels, witnesses: int) -> dict[str, float]:
+def _limits(evidence: Evidence, levels: Levels, factor: float) -> dict[str, float]:
     """The values that the smallest class would have to fall below for the two verdicts.
 
     They follow from the test that made the p-values. Which one that was is found by repeating it,
@@ -204,8 +228,8 @@ def _limits(evidence: Evidence, levels: Levels, witnesses: int) -> dict[str, flo
     another null names its limits, or has none.
     """
     shares = {
-        "critical_suspicious": levels.suspicious / witnesses,
-        "critical_found": levels.found / witnesses,
+        "critical_suspicious": levels.suspicious / factor,
+        "critical_found": levels.found / factor,
     }
     if evidence.limit is not None:
         return {key: evidence.limit(p) for key, p in shares.items()}

@@ -7,6 +7,7 @@ tries what they recovered on held-out images, ``verdict`` judges, ``scan_record`
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ from bezoar.classifier import Classifier
 from bezoar.combining import MANY
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import Evidence, Method, methods
+from bezoar.methods import RNP, Evidence, Method, methods
 from bezoar.proving import Prover
 from bezoar.reference_classes import narrowed
 from bezoar.scan_record import scan_record
+from bezoar.statistics import FEWEST_CLASSES
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels, Verdict, judge
 
@@ -75,6 +77,7 @@ def scan(
     seed: int = 0,
     witnesses: Witnesses | None = None,
     without: Sequence[str] = (),
+    in_place: Method | None = None,
     levels: Levels | None = None,
     progress: Progress = no_progress,
 ) -> Finding:
@@ -91,6 +94,8 @@ def scan(
             look at this model with these images.
         without: names that our own choice of witnesses leaves out. After a repair these are the
             ones that read the weights alone: few repairs change what they see of the past.
+        in_place: looks in the place of the witness of its name, or last where none is asked, and
+            must be able to.
         levels: the limits of the verdicts.
         progress: called with what is done and its share.
 
@@ -108,11 +113,15 @@ def scan(
     if is_auto(witnesses):
         less = {*without, *(FEW_CLASSES if classifier.num_classes > MANY else ())}
         looking = tuple(w for w in looking if w.name not in less)
-    evidence, left_out = _look_with(
-        looking, classifier, clean, seed, progress, lenient=is_auto(witnesses)
-    )
+    needed: Sequence[Method] = () if is_auto(witnesses) else looking
+    if in_place is not None:
+        looking, needed = _with_in_place(looking, in_place), [*needed, in_place]
+    evidence, left_out = _look_with(looking, classifier, clean, seed, progress, needed=needed)
+    left_out += _silent(evidence, classifier.num_classes)
     flags = [flag for witness in evidence for flag in witness.record.get("flags", [])]
-    prove = None if clean is None else Prover(classifier, clean, seed=seed).prove
+    prove = None
+    if clean is not None:
+        prove = Prover(classifier, clean, seed=seed, needed=levels.carried).prove
     judgement = judge(evidence, classifier.classes, levels, prove=prove)
     record = (
         describe(classifier, clean, seed)
@@ -138,9 +147,9 @@ def _look_with(
     seed: int,
     progress: Progress,
     *,
-    lenient: bool,
+    needed: Sequence[Method],
 ) -> tuple[tuple[Evidence, ...], list[str]]:
-    """What each witness sees, and, if ``lenient``, why some could not look."""
+    """What each witness sees, and why some that are not ``needed`` could not look."""
     evidence: list[Evidence] = []
     left_out: list[InputError] = []
     told: list[str] = []
@@ -150,13 +159,38 @@ def _look_with(
             # Without images, ``find_witnesses`` let none pass that needs them.
             evidence.append(looking.inspect(classifier, clean, seed=seed, progress=progress))  # type: ignore[arg-type]
         except InputError as error:
-            if not lenient:
+            if witness in needed:
                 raise
             left_out.append(error)
             told.append(f"The witness {witness.name} could not look: {error}.")
     if not evidence:
         raise left_out[0]
     return tuple(evidence), told
+
+
+def _with_in_place(witnesses: Sequence[Method], other: Method) -> tuple[Method, ...]:
+    """The witnesses with ``other`` where the first of its name stands, or at the end."""
+    names = [w.name for w in witnesses]
+    place = names.index(other.name) if other.name in names else len(names)
+    rest = [w for w in witnesses[place:] if w.name != other.name]
+    return (*witnesses[:place], other, *rest)
+
+
+def _silent(evidence: Sequence[Evidence], classes: int) -> list[str]:
+    """Which witnesses can single out no class of so few, whatever the network."""
+    if classes >= FEWEST_CLASSES:
+        return []
+    compare = [e.method for e in evidence if all(map(math.isnan, e.scores))]
+    # Of two classes one draws all the images that the other loses.
+    fallback = [e.method for e in evidence if e.method == RNP.name and classes == 2]
+    silent = [*compare, *(name for name in fallback if name not in compare)]
+    if not silent:
+        return []
+    return [
+        f"With {classes} classes {', '.join(silent)} can say nothing: one class has to be compared "
+        f"with several others, {FEWEST_CLASSES - 1} for most tests. This scan sees far less than "
+        "one of a model with more classes."
+    ]
 
 
 def is_auto(witnesses: Witnesses | None) -> bool:

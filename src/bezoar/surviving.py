@@ -136,15 +136,16 @@ class Survivors:
 
     def left(self, repaired: Classifier) -> Survival:
         """What the triggers still carry, without a fresh look."""
-        carried = {
-            f"{t.witness}, class {self.original.classes[t.target]}": share
-            for t, share in zip(self.judging, self._carried_by(repaired, self.judging), strict=True)
-        }
+        carried: dict[str, float] = {}
+        for t, share in zip(self.judging, self._carried_by(repaired, self.judging), strict=True):
+            name = f"{t.witness}, class {self.original.classes[t.target]}"
+            carried[name] = max(share, carried.get(name, 0.0))  # names of classes may repeat
         return Survival(carried, {}, looked=False)
 
     def look(self, repaired: Classifier, left: Survival) -> Survival:
         """``left`` with a fresh look at ``repaired``."""
-        return Survival(left.carried, self._fresh(repaired))
+        fresh = self._fresh(repaired)
+        return Survival(left.carried, fresh, looked=bool(fresh))
 
     def carried(self, classifier: Classifier, trigger: Trigger) -> float:
         """The largest share of images of other classes that a trigger carries into its class.

@@ -19,7 +19,7 @@ import msgspec
 
 from bezoar.combining import Combined, combine
 from bezoar.methods.method import Evidence
-from bezoar.proving import FEWEST_SOURCES, Proof
+from bezoar.proving import FEWEST_IMAGES, FEWEST_SOURCES, Proof
 from bezoar.wording import p_in_words, within_a_sentence
 
 Prove = Callable[[Evidence, int], Proof | None]
@@ -40,8 +40,9 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         suspicious: largest p-value of a suspicious class (family-wise false-alarm rate).
         found: largest p-value of a class for *backdoor found*.
-        carried: smallest share of held-out images of other classes that the recovered perturbation
-            must carry into the class for *backdoor found*.
+        carried: smallest share of held-out images that a recovered trigger must carry into the
+            class for *backdoor found*: of each of at least two other classes (``proving``); a shift
+            of the features must carry as much of all of them together.
         natural: a recovered perturbation explained to at least this share by the features that
             separate the classes anyway is no proof.
     """
@@ -104,7 +105,10 @@ def judge(
     levels = levels or Levels()
     count = len(classes)
     combined = combine(evidence)
-    corrected = [corrected_p_values(e, combined.parts) for e in evidence]  # (witnesses, classes)
+    corrected = [  # (witnesses, classes)
+        corrected_p_values(e, factor)
+        for e, factor in zip(evidence, combined.corrections, strict=True)
+    ]
     p_values = combined.p_values
     proofs: dict[tuple[int, int], Proof] = {}
 
@@ -129,7 +133,8 @@ def judge(
             proof = None if prove is None else prove(evidence[w], k)
             if proof is not None:
                 proofs[w, k] = proof
-            told = _reasons(evidence[w], k, p, classes, levels, combined.parts)
+            looked = combined.correction_in_words(w)
+            told = _reasons(evidence[w], k, p, classes, levels, looked, proof)
             said[w] = " ".join(told + _proof_reasons(proof, levels, classes))
             usual = max(p, p_values[k]) > levels.found
             if not usual and k not in proven and _carries(evidence[w], k, levels, proof):
@@ -160,9 +165,9 @@ def judge(
     )
 
 
-def corrected_p_values(evidence: Evidence, witnesses: int) -> list[float]:
-    """A witness's p-value of each class, corrected for their number (Bonferroni), at most 1."""
-    return [min(1.0, witnesses * p) for p in evidence.p_values]
+def corrected_p_values(evidence: Evidence, factor: float) -> list[float]:
+    """A witness's p-value of each class times its correction, at most 1."""
+    return [min(1.0, factor * p) for p in evidence.p_values]
 
 
 def _carries(evidence: Evidence, k: int, levels: Levels, proof: Proof | None = None) -> bool:
@@ -181,11 +186,20 @@ def _proof_reasons(proof: Proof | None, levels: Levels, classes: Sequence[str]) 
     if proof is None:
         return []
     told = []
-    if not proof.works:
+    percent = f"{100 * levels.carried:.0f} %"
+    if not proof.counted:
+        told.append("It was computed from all images, so none is left to try it on.")
+    elif len(proof.sources) < FEWEST_SOURCES:
         from_class = "".join(f", {classes[j]}" for j in proof.sources)
         told.append(
-            f"It carries 80 % of the images of {len(proof.sources)} other classes"
+            f"It carries {percent} of the images of {len(proof.sources)} other classes"
             f"{from_class}; {FEWEST_SOURCES} are needed, for two classes may just look alike."
+        )
+    elif not proof.works:
+        told.append(
+            f"It carries {percent} of the images of {len(proof.sources)} other classes, of which "
+            f"fewer than {FEWEST_SOURCES} have {FEWEST_IMAGES} held-out images or more: among "
+            f"{len(classes)} classes that may be chance."
         )
     if proof.natural is not None and proof.natural >= levels.natural:
         told.append(
@@ -197,15 +211,23 @@ def _proof_reasons(proof: Proof | None, levels: Levels, classes: Sequence[str]) 
 
 
 def _reasons(
-    evidence: Evidence, k: int, p: float, classes: Sequence[str], levels: Levels, witnesses: int
+    evidence: Evidence,
+    k: int,
+    p: float,
+    classes: Sequence[str],
+    levels: Levels,
+    looked: str,
+    proof: Proof | None,
 ) -> list[str]:
-    """What one witness says about a suspect: how unusual it is, and whether that works."""
+    """What one witness says about a suspect: how unusual it is, and whether that works.
+
+    ``looked`` is what the combination did to its p-value ``p``.
+    """
     told = evidence.told
     unit = told.unit and f" {told.unit}"
     score = evidence.scores[k]
     deviation = f", {-score:.1f} {told.scores}" if told.scores and math.isfinite(score) else ""
     judged = told.judged.format(classes=len(classes))
-    looked = "" if witnesses == 1 else f", times {witnesses} for as many methods"
     reasons = [
         f"{evidence.method}, class {classes[k]}: {within_a_sentence(evidence.statistic)} is "
         f"{evidence.values[k]:.3g}{unit}{deviation} ({p_in_words(p)}, {judged}{looked})."
@@ -213,12 +235,22 @@ def _reasons(
     share = evidence.carried_into(k)
     if share is None:
         return reasons
-    enough = _carries(evidence, k, levels)
-    reasons.append(
+    carried = (
         f"Recovered from {told.known}, that {told.carrier} carries {100 * share:.0f} % of "
         f"{told.rest} into class {classes[k]}; {100 * levels.carried:.0f} % are "
-        f"{'needed and reached' if enough else 'needed'} for a proof."
     )
-    if enough and p > levels.found:
+    enough = share >= levels.carried
+    some = proof is not None and proof.works and evidence.perturbations is None
+    if enough:
+        reasons.append(f"{carried}needed and reached for a proof.")
+    elif some:
+        assert proof is not None  # noqa: S101 (``some``)
+        reasons.append(
+            f"{carried}needed for a proof, of all or of some classes: they are reached of "
+            f"{len(proof.sources)}."
+        )
+    else:
+        reasons.append(f"{carried}needed for a proof.")
+    if (enough or some) and p > levels.found:
         reasons.append(f"A finding needs p <= {levels.found:g}, too; that is not reached.")
     return reasons

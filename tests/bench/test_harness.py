@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from digit_pool import POOL
@@ -13,6 +15,7 @@ from bezoar.bench.results import path_of
 from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE
 from bezoar.errors import InputError
 from bezoar.executors import make_executor
+from bezoar.executors.file_cache import pack
 
 pytestmark = pytest.mark.xdist_group("bench")  # they share a pool
 
@@ -164,6 +167,35 @@ def test_a_model_that_does_not_load_fails_alone_and_is_tried_once(
     assert row["failed"] == 1
 
 
+class Carrying:
+    """Carries the files of tasks to them, as a cluster does, and so needs all of them."""
+
+    def run(self, tasks, *, progress=None):
+        tasks = list(tasks)
+        for task in tasks:
+            for path in task.files.values():
+                pack(Path(path), lambda _block: None)
+        return HERE.run(tasks, progress=progress)
+
+
+def test_a_twin_that_is_gone_costs_its_row_and_no_run_on_a_cluster(
+    pool_folder, write_grid, tmp_path
+):
+    pool = tmp_path / "without twin"
+    shutil.copytree(pool_folder, pool)
+    index = json.loads((pool / "index.json").read_text())
+    (twin,) = filter(None, (one["twin"] for one in index["models"]))
+    shutil.rmtree(pool / twin)
+    index["models"] = [one for one in index["models"] if one["name"] != twin]
+    (pool / "index.json").write_text(json.dumps(index))
+    changes = {"methods": '["clp"]', "control_epochs": "[]", "status": '["backdoored"]'}
+    out = tmp_path / "results"
+    ready = bench.make_ready(bench.read_grid(write_grid(pool=f'"{pool}"', **changes)), out)
+    summary = bench.run(ready, out, Carrying())
+    assert [one.label for one in ready.plan.runs] == [NO_DEFENSE, "clp"]
+    assert summary.done == 2 and not summary.failed
+
+
 def test_a_full_disk_costs_the_results_that_do_not_fit_and_no_more(ready, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     full = named(ready, "clp").key
@@ -219,6 +251,101 @@ def test_tables_need_neither_images_nor_their_folder(ready, out, grid, monkeypat
     monkeypatch.setattr(material, "open_dataset", forbidden)
     again = bench.plan_again(grid, out)
     assert [one.key for one in again.runs] == [one.key for one in ready.plan.runs]
+
+
+def test_grids_of_other_data_may_share_a_folder(grid, pool_folder, write_grid, tmp_path):
+    images = material.open_dataset("digits", "test")
+    np.savez(tmp_path / "own.npz", images=images.images.numpy(), labels=images.labels.numpy())
+    pool, out = tmp_path / "own pool", tmp_path / "results"
+    shutil.copytree(pool_folder, pool)
+    index = (pool / "index.json").read_text()
+    (pool / "index.json").write_text(index.replace('"digits"', json.dumps(f"{tmp_path}/own.npz")))
+    first = bench.make_ready(grid, out).plan
+    own = bench.read_grid(write_grid(pool=f'"{pool}"', images="[20]", test_images="40"))
+    second = bench.make_ready(own, out).plan
+    for made, asked in ((first, grid), (second, own)):
+        assert [one.key for one in bench.plan_again(asked, out).runs] == [
+            one.key for one in made.runs
+        ]
+
+
+@pytest.fixture
+def lent(write_grid, tmp_path):
+    """A folder with public images and a generator, and a grid that lends them to a method.
+
+    Nothing is run: what is in the files matters, and not what they are good for.
+    """
+    draw = np.random.default_rng(0).integers
+    np.savez(tmp_path / "public.npz", images=draw(0, 256, (20, 1, 8, 8), np.uint8))
+    (tmp_path / "weights.pt").write_bytes(b"trained")
+    (tmp_path / "net.py").write_text("first")
+    (tmp_path / "generator.toml").write_text(
+        'architecture = "net.py:make"\nweights = "weights.pt"\nlatent = 8\n'
+    )
+    return write_grid(
+        methods='["fred"]', public='"public.npz"', generator='"generator.toml"', images="[60]"
+    )
+
+
+def addresses(file, out):
+    """Of the runs that get something lent, and of the others."""
+    grid = bench.read_grid(file)
+    plan = bench.make_ready(grid, out, beside=file.parent).plan
+    assert [one.key for one in bench.plan_again(grid, out).runs] == [one.key for one in plan.runs]
+    lent = {one.key for one in plan.runs if one.label == "fred"}
+    assert len(lent) == 3
+    return lent, {one.key for one in plan.runs} - lent
+
+
+@pytest.mark.parametrize("changed", ["public.npz", "weights.pt", "net.py", "generator.toml"])
+def test_other_public_images_or_another_generator_are_other_runs(changed, lent, tmp_path):
+    out, file = tmp_path / "results", tmp_path / changed
+    before, others = addresses(lent, out)
+    assert addresses(lent, out) == (before, others)
+    if changed == "public.npz":
+        np.savez(file, images=255 - np.load(file)["images"])
+    else:
+        file.write_bytes(file.read_bytes() + b"\n")
+    after, same = addresses(lent, out)
+    assert not before & after and same == others
+
+
+def test_public_images_or_a_generator_alone_are_in_the_address_too(lent, tmp_path):
+    out, text = tmp_path / "results", lent.read_text()
+    found = []
+    for left_out in ("", "public", "generator"):
+        lines = (x for x in text.splitlines() if not left_out or not x.startswith(left_out))
+        lent.write_text("\n".join(lines))
+        found.append(addresses(lent, out)[0])
+    assert len(set().union(*found)) == 9
+
+
+def test_grids_with_other_generators_of_that_name_may_share_a_folder(lent, tmp_path):
+    out, grid = tmp_path / "results", bench.read_grid(lent)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("generator.toml", "weights.pt", "net.py"):
+        (elsewhere / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
+    before, _ = addresses(lent, out)
+    lent.write_text(lent.read_text().replace("generator.toml", "elsewhere/generator.toml"))
+    with pytest.raises(InputError, match=r"made without generator \.\./elsewhere/generator"):
+        bench.plan_again(bench.read_grid(lent), out)
+    assert not before & addresses(lent, out)[0]
+    assert before <= {one.key for one in bench.plan_again(grid, out).runs}
+
+
+def test_a_table_with_a_generator_is_made_from_any_working_directory(lent, tmp_path, monkeypatch):
+    addresses(lent, tmp_path / "results")
+    for folder, beside in ((tmp_path, Path()), (tmp_path / "results", Path(".."))):
+        monkeypatch.chdir(folder)
+        assert bench.plan_again(bench.read_grid(beside / lent.name), beside / "results").runs
+
+
+@pytest.mark.parametrize("gone", ["generator.toml", "weights.pt"])
+def test_a_generator_that_is_not_there_is_said_before_any_run(gone, lent, tmp_path):
+    (tmp_path / gone).unlink()
+    with pytest.raises(InputError, match=f"{gone} cannot be read"):
+        bench.make_ready(bench.read_grid(lent), tmp_path / "results", beside=tmp_path)
 
 
 def test_a_table_of_nothing_is_refused(grid, tmp_path):

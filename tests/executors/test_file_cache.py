@@ -180,6 +180,37 @@ def test_a_writer_that_is_killed_leaves_no_half_copy(tmp_path, store):
     assert not list((tmp_path / "cache").glob(".*"))
 
 
+def test_a_process_that_is_killed_while_it_makes_room_leaves_no_half_copy(folder, tmp_path, store):
+    package, root = pack(folder, store.put), tmp_path / "cache"
+    (tmp_path / "a").write_bytes(b"words")
+    other = pack(tmp_path / "a", store.put)
+    with local_copy(package, root, store.get):
+        pass
+
+    def die(path, **_options):
+        (path / "images" / "a" / "1.png").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def write():
+        file_cache.shutil.rmtree = die  # of the child alone
+        with local_copy(other, root, store.get, kept=0):
+            pass
+
+    def killed():
+        process = multiprocessing.get_context("fork").Process(target=write)
+        process.start()
+        process.join(20)
+        return process.exitcode == -signal.SIGKILL
+
+    assert killed()
+    with local_copy(package, root, store.get) as copy:
+        assert tree(copy) == tree(folder)
+    assert not list(root.glob(".*"))
+    assert killed()
+    with local_copy(other, root, store.get, kept=0):
+        assert not list(root.glob(".*")), "what the other began to remove is gone"
+
+
 def test_the_longest_unused_copies_give_way_but_none_that_is_read(tmp_path, store):
     packages = []
     for n in range(4):

@@ -21,7 +21,7 @@ from bezoar.executors import (
     make_executor,
     report,
 )
-from bezoar.executors.gpus import capacity, gpu_environment
+from bezoar.executors.gpus import capacity, gpu_environment, visible_gpus
 
 LOCAL = LocalExecutor(workers=2, timeout_s=60)
 REUSED = LocalExecutor(workers=2, timeout_s=60, reuse=True)
@@ -417,9 +417,18 @@ def test_processes_get_the_gpus_that_this_process_may_use(monkeypatch, local):
     assert {outcome.value for outcome in own.values()} == {"3", "GPU-abc"}
     two = run(*tasks, executor=structs.replace(local, gpus_per_task=2))
     assert {outcome.value for outcome in two.values()} == {"3,GPU-abc"}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(InputError, match="needs 1 GPUs and this machine shows 0"):
-        run(*tasks, executor=structs.replace(local, gpus_per_task=1))
+    for nothing in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        with pytest.raises(InputError, match="needs 1 GPUs and this machine shows 0"):
+            run(*tasks, executor=structs.replace(local, gpus_per_task=1))
+
+
+@pytest.mark.parametrize(
+    ("named", "seen"), [("-1", ()), ("0,-1,1", ("0",)), ("3, GPU-abc", ("3", "GPU-abc"))]
+)
+def test_no_gpu_is_seen_from_the_first_negative_number_on(named, seen, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == seen
 
 
 # -- in this process -------------------------------------------------------------------------------

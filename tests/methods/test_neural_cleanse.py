@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
-from bezoar.methods import NeuralCleanse
+from bezoar.methods import NeuralCleanse, neural_cleanse
+from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.neural_cleanse_unlearning import unlearning_loss
+from bezoar.proving import Prover
 from bezoar.statistics import mad_outliers
 from bezoar.training import Recipe
 
@@ -78,9 +80,24 @@ def test_the_published_preset_tests_the_norms_themselves(digits):
 def test_it_runs_without_labels_and_on_so_many_images(digits):
     method = NeuralCleanse(inversion=QUICK, images=50)
     record = method.inspect(digits.planted, ImageSet(digits.clean.images)).record
-    assert all(20 < count < 40 for count in record["counted_images"])  # 4/5 of 50, less one class
+    assert all(30 < count < 50 for count in record["counted_images"])  # 50, less one class
     more = NeuralCleanse(inversion=QUICK, images=None).inspect(digits.planted, digits.clean).record
     assert min(more["counted_images"]) > 180
+
+
+def test_no_image_that_judges_a_trigger_is_inverted_on(digits, monkeypatch):
+    seen = []
+
+    def noting(classifier, images, *arguments, **options):
+        seen.append(images)
+        return inverted_for(classifier, images, *arguments, **options)
+
+    monkeypatch.setattr(neural_cleanse, "inverted_for", noting)
+    NeuralCleanse(inversion=QUICK, images=60).inspect(digits.planted, digits.clean, seed=3)
+    (fitted,) = ({image.numpy().tobytes() for image in images.images} for images in seen)
+    judging = Prover(digits.planted, digits.clean, seed=3).held_out
+    assert len(fitted) == 60 and len(judging) >= 50
+    assert not fitted & {image.numpy().tobytes() for image in judging.images}
 
 
 def triggers_with(norms, success=None):

@@ -177,7 +177,7 @@ def one_answer():
 def test_a_network_that_answers_one_frequent_class_is_at_chance(one_answer):
     run = unlearn(*one_answer, replace(PLAIN, learning_rate=1e-6), seed=0)
     assert run.first_accuracy == pytest.approx(1 / 3)
-    assert run.stop == pytest.approx(2 / 3) and run.reached
+    assert run.stop == pytest.approx(1.1 / 3) and run.reached
     of_all = unlearn(*one_answer, replace(PLAIN, learning_rate=1e-6, stop=0.5), seed=0)
     assert of_all.first_accuracy == pytest.approx(0.9) and not of_all.reached
 
@@ -300,6 +300,18 @@ def test_it_can_stop_at_a_share_of_the_first_accuracy(digits, few):
     assert {0.75, 0.5} <= set(run.levels)
     deep = unlearn(digits.planted, few, settings, seed=0, until=0.01)
     assert deep.stop == pytest.approx(0.2), "the stop itself is reached first"
+
+
+def test_two_classes_are_unlearned_too(digits):
+    """Twice chance would be an accuracy of 1, where the network begins."""
+    two = digits.clean.subset(torch.nonzero(digits.clean.labels < 2).flatten())
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2))
+    classifier = Classifier(network, mean=0.3, std=0.35)
+    fit(classifier, two, Recipe(epochs=8, batch_size=16, learning_rate=0.05), seed=0)
+    run = unlearn(classifier, two, Unlearning(learning_rate=0.01, batch_size=16), seed=0)
+    assert run.first_accuracy > 0.9 and run.stop == pytest.approx(0.55)
+    assert run.reached and run.accuracy[-1] <= run.stop and 0.75 in run.levels
 
 
 def test_a_level_that_was_skipped_is_the_end():

@@ -7,9 +7,11 @@ file as soon as it is there, so whatever ends the harness costs no more than the
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,16 +26,19 @@ from bezoar.bench.grid import BenchGrid, chosen, open_grid_pool
 from bezoar.bench.reported import reported_for
 from bezoar.bench.results import FOLDER, KIND, path_of, read_result, write_result
 from bezoar.bench.running import run_one
-from bezoar.bench.runs import NO_DEFENSE, Plan, PlannedRun, plan
+from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE, Plan, PlannedRun, plan
 from bezoar.errors import InputError
 from bezoar.executors import Done, Executor, Outcome, Task
 from bezoar.methods import methods
 from bezoar.pools import Pool, PoolSpec, make_pool
+from bezoar.pools.index import Entry
 from bezoar.records import make_folder, write_json
 
 POOL = "pool"  # below the results, where the grid says how the models are made
 IMAGES = "images"  # below the results: prepared files, which may be deleted at any time
-HASHES = "images.json"  # below the results: data set → SHA-256 of the images that were used
+HASHES = "images.json"  # below the results: SHA-256 of data sets, public images and generators
+
+_PUBLIC, _GENERATOR = "public images", "generator"  # among the files of a run
 
 Finished = Callable[[dict[str, Any], int, int], None]
 """Called with the record of a finished run, the number of finished ones, and of all."""
@@ -83,7 +88,7 @@ class Bench:
         plan: the runs.
         pool: the models.
         images: data set → its prepared file.
-        public: model → prepared public images in its size.
+        public: data set → prepared public images in its size.
     """
 
     plan: Plan
@@ -105,7 +110,7 @@ def make_ready(
             there.
 
     Raises:
-        InputError: the pool, the images or the budgets cannot be used.
+        InputError: the pool, the images, the generator or the budgets cannot be used.
     """
     if isinstance(grid.pool, PoolSpec) and executor is not None:
         made = make_pool(grid.pool, out / POOL, executor)
@@ -125,16 +130,20 @@ def make_ready(
                 f"images asks for {max(grid.images)} clean images, and {data} has {ready.rest} "
                 f"beside the {grid.test_images} that measure"
             )
-    public: dict[str, Path] = {}
-    if grid.public is not None:
-        for entry in entries:
-            shape = images[entry.data].shape
-            public[entry.name] = material.prepare_public(
-                grid.public, beside or Path(), folder, shape
-            )
     hashes = {data: ready.sha256 for data, ready in images.items()}
+    public: dict[str, Path] = {}
+    for data, ready in images.items():
+        lent = _lent(grid, out, data)
+        if grid.public is not None:
+            public[data], hashes[lent[_PUBLIC]] = material.prepare_public(
+                grid.public, beside or Path(), folder, ready.shape
+            )
+        if grid.generator is not None:
+            hashes[lent[_GENERATOR]] = material.generator_sha256(Path(grid.generator))
+    with contextlib.suppress(OSError, msgspec.DecodeError):  # other grids may have results here
+        hashes = _read_hashes(out) | hashes
     write_json(out / HASHES, hashes)
-    return Bench(plan(grid, pool, entries, hashes), pool, images, public)
+    return Bench(_plan(grid, out, pool, entries, hashes), pool, images, public)
 
 
 def plan_again(grid: BenchGrid, out: Path) -> Plan:
@@ -148,18 +157,45 @@ def plan_again(grid: BenchGrid, out: Path) -> Plan:
     pool = open_grid_pool(grid, out / POOL)
     entries = chosen(grid, pool)
     try:
-        hashes = msgspec.json.decode((out / HASHES).read_bytes(), type=dict[str, str])
+        hashes = _read_hashes(out)
     except (OSError, msgspec.DecodeError) as error:
         raise InputError(
             f"{out} holds no results of a grid ({HASHES}: {error}); make some with `bezoar bench "
             "run`, or name their folder (--out)"
         ) from error
-    if lacking := sorted({entry.data for entry in entries} - hashes.keys()):
+    needed = {entry.data for entry in entries}
+    needed.update(*(_lent(grid, out, data).values() for data in list(needed)))
+    if lacking := sorted(needed - hashes.keys()):
         raise InputError(
             f"{out} was made without {', '.join(lacking)}, which this grid has; call `bezoar bench "
             "run` first"
         )
-    return plan(grid, pool, entries, hashes)
+    return _plan(grid, out, pool, entries, hashes)
+
+
+def _lent(grid: BenchGrid, out: Path, data: str) -> dict[str, str]:
+    """What methods get in the place of images of ``data``: name in a run → name in ``HASHES``."""
+    names = {}
+    if grid.public is not None:
+        names[_PUBLIC] = f"{_PUBLIC} {grid.public} for {data}"
+    if grid.generator is not None:
+        # ``read_grid`` has put the working directory of one command in front; this holds for all.
+        names[_GENERATOR] = f"{_GENERATOR} {Path(os.path.relpath(grid.generator, out)).as_posix()}"
+    return names
+
+
+def _read_hashes(out: Path) -> dict[str, str]:
+    return msgspec.json.decode((out / HASHES).read_bytes(), type=dict[str, str])
+
+
+def _plan(
+    grid: BenchGrid, out: Path, pool: Pool, entries: tuple[Entry, ...], hashes: Mapping[str, str]
+) -> Plan:
+    lent = {
+        entry.data: {name: hashes[key] for name, key in _lent(grid, out, entry.data).items()}
+        for entry in entries
+    }
+    return plan(grid, pool, entries, hashes, lent)
 
 
 def run(
@@ -281,10 +317,10 @@ def _task(
         "model": str(bench.pool.folder / entry.name),
         "images": str(bench.images[entry.data].file),
     }
-    if planned.run.public is not None and entry.name in bench.public:
-        files["public"] = str(bench.public[entry.name])
+    if planned.run.public is not None and entry.data in bench.public:
+        files["public"] = str(bench.public[entry.data])
     arguments: dict[str, Any] = {"config": msgspec.to_builtins(planned.run), "device": device}
-    if planned.role == "reference" and entry.twin is not None:
+    if planned.label == CLEAN_TWIN and entry.twin is not None:
         files["twin"] = str(bench.pool.folder / entry.twin)
     if planned.run.public is not None and grid.generator is not None:
         files["generator"] = str(Path(grid.generator).parent)

@@ -9,6 +9,7 @@ either part.
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import os
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 
 from bezoar.datasets import open_dataset
 from bezoar.errors import InputError
+from bezoar.generators.generator_descriptions import described
 from bezoar.images import ImageSet
 from bezoar.records import write_bytes
 
@@ -61,7 +63,9 @@ def prepare(data: str, folder: Path, *, test_images: int) -> Material:
     return Material(file, digest, images.shape, len(divide(images, test_images)[0]))
 
 
-def prepare_public(source: str, beside: Path, folder: Path, shape: tuple[int, int, int]) -> Path:
+def prepare_public(
+    source: str, beside: Path, folder: Path, shape: tuple[int, int, int]
+) -> tuple[Path, str]:
     """Writes public images in the size of a model into ``folder``, unless they are there.
 
     Args:
@@ -70,6 +74,9 @@ def prepare_public(source: str, beside: Path, folder: Path, shape: tuple[int, in
         beside: the folder of the grid's file.
         folder: where to.
         shape: (c, h, w).
+
+    Returns:
+        The file, and the SHA-256 of the images.
 
     Raises:
         InputError: it is in neither.
@@ -83,11 +90,31 @@ def prepare_public(source: str, beside: Path, folder: Path, shape: tuple[int, in
         tried = " and ".join(str(place) for place in places)
         raise InputError(f"there are no public images {source!r} in {tried}")
     images = ImageSet.open(path, channels=shape[0], size=shape[1:], resize="crop")
-    name = f"public-{images.sha256()[:12]}-{'x'.join(map(str, shape))}.npz"
-    file = folder / name
+    digest = images.sha256()
+    file = folder / f"public-{digest[:12]}-{'x'.join(map(str, shape))}.npz"
     if not file.is_file():
         _write(file, ImageSet(images.images))
-    return file
+    return file, digest
+
+
+def generator_sha256(source: Path) -> str:
+    """Of a generator's description, its weights and, where it has some, its own code.
+
+    Raises:
+        InputError: one of them cannot be read, or the description is none.
+    """
+    description = described(source, {})
+    code, _, _ = description.architecture.rpartition(":")
+    digest = hashlib.sha256()
+    own_code = [Path(code)] if code.endswith(".py") else []
+    for file in (source, Path(description.weights), *own_code):
+        try:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        except OSError as error:
+            raise InputError(
+                f"the generator's {file} cannot be read: {error.strerror or error}"
+            ) from error
+    return digest.hexdigest()
 
 
 def divide(images: ImageSet, test_images: int) -> tuple[ImageSet, ImageSet]:

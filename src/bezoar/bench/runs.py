@@ -1,15 +1,16 @@
 """The runs of a benchmark: what each is, in full, and the address that follows from it.
 
 A run is named by a hash over everything that its result depends on: the model's and the trigger's
-files, the images, the whole configuration of the method, budget and seed. Two grids that share runs
-share results, a rerun does only what is missing, and a change of any setting is another run.
+files, the images or what a method gets in their place, the whole configuration of the method,
+budget and seed. Two grids that share runs share results, a rerun does only what is missing, and a
+change of any setting is another run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     Attributes:
         model: the name of the model's folder.
-        files: file name → SHA-256 of what the model and its trigger consist of.
+        files: name → SHA-256 of what the model and its trigger consist of, and of what a method
+            got in the place of images of the task.
         data: the data set's name.
         images_sha256: of the whole test split that clean and test images come from.
         test_images: how many of them measure.
@@ -83,7 +85,13 @@ class PlannedRun(msgspec.Struct, frozen=True, kw_only=True):
         force_setattr(self, "key", self.run.key)  # a hash over much, asked for often
 
 
-def plan(grid: BenchGrid, pool: Pool, entries: tuple[Entry, ...], hashes: dict[str, str]) -> Plan:
+def plan(
+    grid: BenchGrid,
+    pool: Pool,
+    entries: tuple[Entry, ...],
+    hashes: Mapping[str, str],
+    lent: Mapping[str, Mapping[str, str]],
+) -> Plan:
     """All runs of a grid: references first, then seed by seed, budget by budget.
 
     A rerun that is stopped early therefore holds whole columns of the first seed.
@@ -93,6 +101,7 @@ def plan(grid: BenchGrid, pool: Pool, entries: tuple[Entry, ...], hashes: dict[s
         pool: where the models are.
         entries: those that the grid chose.
         hashes: data set → SHA-256 of its test split.
+        lent: data set → name → SHA-256 of what methods that need public images get for it.
     """
     there = {entry.name for entry in pool.entries}
     about = {
@@ -122,13 +131,16 @@ def plan(grid: BenchGrid, pool: Pool, entries: tuple[Entry, ...], hashes: dict[s
     source = grid.generator or grid.public
     for seed in grid.seeds:
         for budget, label, method, role in _columns(grid, grid.parsed()):
+            borrows = takes_public(method)
             for entry in entries:
+                run = about[entry.name]
                 run = replace(
-                    about[entry.name],
+                    run,
+                    files={**run.files, **(lent[entry.data] if borrows else {})},
                     method={"name": method.name, **method.configuration()},
                     images=budget,
                     seed=seed,
-                    public=Path(source).name if takes_public(method) and source else None,
+                    public=Path(source).name if borrows and source else None,
                     oracle=method.name in grid.oracle and entry.attack is not None,
                 )
                 add(run, label, role, entry)

@@ -147,9 +147,14 @@ def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
+def _partial_of(folder: Path) -> Path:
+    """What is not yet, or no longer, whole; one at a time, as the lock is held."""
+    return folder.with_name(f".{folder.name}.part")
+
+
 def _write(package: Package, folder: Path, get: Callable[[Any], Any]) -> None:
     """Writes beside ``folder`` and renames."""
-    partial = folder.with_name(f".{folder.name}.part")  # one at a time: the lock is held
+    partial = _partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -198,6 +203,10 @@ def _make_room(root: Path, kept: int) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            folder = path.with_suffix("")
+            partial = _partial_of(folder)
+            with contextlib.suppress(OSError):  # not there: an earlier removal was cut short
+                folder.rename(partial)  # a half removed folder must not pass for a copy
+            shutil.rmtree(partial, ignore_errors=True)
             lock.truncate(0)
             total -= sizes[path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -9,10 +10,15 @@ from bezoar.errors import InputError
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    As in CUDA, the list ends before the first negative number; -1 alone hides them all.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return tuple(gpu.strip() for gpu in named.split(",") if gpu.strip())
+        gpus = (gpu.strip() for gpu in named.split(","))
+        seen = itertools.takewhile(lambda gpu: not gpu.startswith("-"), gpus)
+        return tuple(gpu for gpu in seen if gpu)
     import torch  # which has its own way to count them without starting to use them
 
     return tuple(map(str, range(torch.cuda.device_count())))

@@ -139,7 +139,8 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ) -> Evidence:
         """Inverts a trigger for each class on four fifths of the images, tries it on the rest."""
         started = time.perf_counter()
-        known, held_out = self._some(clean, seed).split(1 - HELD_OUT, seed=seed)
+        known, held_out = clean.split(1 - HELD_OUT, seed=seed)  # what judges is never inverted on
+        known = self._some(known, seed)
         for k in self.classes or ():
             check_target_class(k, classifier.trace(clean.shape))
         chosen = None if self.classes is None else sorted(set(self.classes))

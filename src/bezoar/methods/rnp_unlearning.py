@@ -35,6 +35,7 @@ from bezoar.training import Progress, no_progress
 
 LEVELS = (0.75, 0.5, 0.25)  # shares of the first accuracy at which a state is kept
 EARLY = (0.75, 0.5)  # those at which the lost images tell where the network falls
+AT_CHANCE = 1.1  # times chance: a network that answers one class only has just chance
 FAR = 0.9  # share of the first accuracy above which the stop is far
 SLOWER = 1 / 3  # factor of the rate after an overshoot
 FASTER = 3.0  # factor of the rate when a quarter of the epochs did not suffice
@@ -52,9 +53,10 @@ class Unlearning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         batch_size: images in a step, at most; at least 2, for the statistics of a batch.
         max_epochs: passes over the images before it gives up.
         drops: epochs at which the rate is divided by 10.
-        stop_over_chance: stops when the accuracy is at most this many times 1 / classes. Here the
-            accuracy is the mean over the classes, so that a network that answers one class only is
-            at chance whatever class it is and however many images it has.
+        stop_over_chance: stops when the accuracy is at most this many times 1 / classes, and at
+            most half of the first one or a tenth above chance, which is less for two or three
+            classes. Here the accuracy is the mean over the classes, so that a network that answers
+            one class only is at chance whatever class it is and however many images it has.
         stop: stops at this accuracy, in [0, 1], of all images instead.
         check_every: steps between two tests of the stop in eval mode, twice as many while the
             rate adapts and little has happened; 0 tests the running accuracy (training mode,
@@ -218,12 +220,15 @@ def unlearn(
     device = twin.device
     images = clean.to(device)
     first = _answers(twin, images)
+    first_accuracy, stop = _accuracy(first, labels, settings), settings.stop
+    if stop is None:
+        chance = 1 / classifier.num_classes
+        half = max(min(EARLY) * first_accuracy, AT_CHANCE * chance)
+        stop = min(settings.stop_over_chance * chance, half)
     run = Unlearned(
         classifier=twin,
-        first_accuracy=_accuracy(first, labels, settings),
-        stop=settings.stop_over_chance / classifier.num_classes
-        if settings.stop is None
-        else settings.stop,
+        first_accuracy=first_accuracy,
+        stop=stop,
         learning_rate=settings.learning_rate,
     )
     twin.network.requires_grad_(True)
