@@ -12,9 +12,10 @@ from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
 from bezoar.methods import TAC, Evidence, FineTuning, Method, Repair
 from bezoar.methods.method import Needs
+from bezoar.precaution import LIMIT, SHARES
 from bezoar.records import to_json
 from bezoar.repair_record import changes
-from bezoar.repairing import HELD_OUT, PRECAUTION
+from bezoar.repairing import HELD_OUT
 from bezoar.training import Recipe
 from bezoar.verdict import Levels, Verdict
 
@@ -322,9 +323,17 @@ def test_the_kept_repair_loses_in_the_outcome_what_it_loses_in_the_table(digits,
 def test_precaution_repairs_a_model_in_which_nothing_was_found(digits):
     repair = pipeline.clean(digits.twin, digits.clean, precaution=True)
     record = plain(repair.record)
-    assert not record["untouched"] and record["max_accuracy_drop"] == PRECAUTION
-    assert record["accepted"] == (record["accuracy_drop"] <= PRECAUTION)
+    assert not record["untouched"] and record["max_accuracy_drop"] == LIMIT
+    assert record["accepted"] == (record["accuracy_drop"] <= LIMIT)
+    (trial,) = record["trials"]
+    assert trial["share"] in SHARES and record["kept"] == 0
+    assert trial["accuracy_drop"] == pytest.approx(record["accuracy_drop"])
     assert record["method"]["reason"].startswith("Nothing was found; it is repaired as a precaut")
+    assert f"{trial['share']} of the way of the most unusual class" in record["method"]["reason"]
+    assert record["aftercare"]["probe"] is None
+    assert record["outcome"].endswith(record["aftercare"]["risk"])
+    assert "nothing, so there is no sign" in record["aftercare"]["risk"]
+    assert not same_weights(repair.classifier, digits.twin)
     with pytest.raises(InputError, match="precaution is for a choice of methods"):
         pipeline.clean(digits.twin, digits.clean, precaution=True, method="ft")
 

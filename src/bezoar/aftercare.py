@@ -73,6 +73,12 @@ def retuning_probe(
     }
 
 
+NOTHING_TO_WATCH = (
+    "Residual risk: the scan found nothing, so there is no sign of a backdoor to watch; one that "
+    "the scan does not see may be left whole."
+)
+
+
 def residual_risk(
     *, labelled: bool, stands_out: bool | None, returned: bool | None, worst: float
 ) -> str:

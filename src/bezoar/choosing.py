@@ -54,17 +54,24 @@ def without_images(suspects: Sequence[int], *, has_public: bool) -> Choice:
     return Choice(method, f"There are no images of the task; {method.name} needs none.")
 
 
-def best_of(trials: Sequence[Trial], best: Trial, *, found: bool) -> Choice:
+def best_of(trials: Sequence[Trial], best: Trial) -> Choice:
     """The repair that is kept of those that were tried.
 
     Args:
         trials: all.
         best: the one of them that is kept.
-        found: whether the scan found anything.
     """
     count = len(trials)
     tried = f"{count} repairs were tried" if count > 1 else "One repair was tried"
-    start = "" if found else "Nothing was found; it is repaired as a precaution. "
     if best.survival is not None and best.survival.removed:
-        return Choice(best.method, f"{start}{tried}; after this one ({best.name}) no sign is left.")
-    return Choice(best.method, f"{start}{tried}; this one ({best.name}) has the best balance.")
+        return Choice(best.method, f"{tried}; after this one ({best.name}) no sign is left.")
+    return Choice(best.method, f"{tried}; this one ({best.name}) has the best balance.")
+
+
+def as_precaution(trial: Trial) -> Choice:
+    """The repair of a model in which nothing was found."""
+    return Choice(
+        trial.method,
+        f"Nothing was found; it is repaired as a precaution, by {trial.name} of the most unusual "
+        "class.",
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bezoar.aftercare import residual_risk, retuning_probe
+from bezoar.aftercare import NOTHING_TO_WATCH, residual_risk, retuning_probe
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
@@ -151,7 +151,7 @@ def _judged(given: Given, finding: Finding | None, made: Repaired) -> dict[str, 
     rescan, again = None, ""
     if given.images is not None and finding is not None:
         rescan, again = look_again(given, repair.classifier, behind_purifier=front is not None)
-    care = _cared_for(given, made, rescan)
+    care = _cared_for(given, finding, made, rescan)
     total, judging = (0 if s is None else len(s) for s in (given.images, made.held_out))
     told = (judged.sentence, again, care["risk"] if care else "")
     return judged.record | {
@@ -172,12 +172,19 @@ def _judged(given: Given, finding: Finding | None, made: Repaired) -> dict[str, 
     }
 
 
-def _cared_for(given: Given, made: Repaired, rescan: Finding | None) -> dict[str, Any] | None:
-    """What of the backdoor survives, and whether tuning brings it back; None without triggers."""
+def _cared_for(
+    given: Given, finding: Finding | None, made: Repaired, rescan: Finding | None
+) -> dict[str, Any] | None:
+    """What of the backdoor survives, and whether tuning brings it back; None without triggers.
+
+    Every network has triggers that carry some images, so where nothing was found they tell nothing.
+    """
     if made.survivors is None or made.known is None:
         return None
     repaired = made.repair.classifier
     left = (made.kept and made.kept.survival) or made.survivors.after(repaired)
+    if finding is not None and finding.verdict is Verdict.NOTHING_FOUND:
+        return {"survival": left.as_record(), "probe": None, "risk": NOTHING_TO_WATCH}
     probe = retuning_probe(
         repaired, made.known, made.survivors, left, seed=given.seed, progress=given.progress
     )

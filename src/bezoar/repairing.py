@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bezoar.choosing import Choice, asked_for, best_of, without_images
+from bezoar import precaution
+from bezoar.choosing import Choice, as_precaution, asked_for, best_of, without_images
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
@@ -22,7 +23,6 @@ from bezoar.trying import Trial, plan_for, try_repairs
 from bezoar.verdict import Verdict
 
 HELD_OUT = 0.2  # share of the clean images that judge a repair and take no part in it
-PRECAUTION = 0.01  # largest loss of accuracy where nothing was found
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,25 +101,39 @@ def _without_images(
 def _best_of_several(
     given: Given, images: ImageSet, finding: Finding, max_accuracy_drop: float
 ) -> Repaired:
-    """The best of several repairs; as a precaution it may cost little."""
+    """The best of several repairs, or the one that is made as a precaution."""
     found = finding.verdict is not Verdict.NOTHING_FOUND
-    limit = max_accuracy_drop if found else min(PRECAUTION, max_accuracy_drop)
+    limit = max_accuracy_drop if found else min(precaution.LIMIT, max_accuracy_drop)
     known, held_out = _divided(given, images)
     survivors = _survivors(given, finding, known, held_out)
-    best, trials = try_repairs(
-        given.classifier,
-        known,
-        _answered(given.classifier, held_out),
-        survivors,
-        plan_for(survivors, _deciding(finding, given.witnesses)),
-        max_accuracy_drop=limit,
-        seed=given.seed,
-        progress=given.progress,
-    )
+    judging = _answered(given.classifier, held_out)
+    if found:
+        best, trials = try_repairs(
+            given.classifier,
+            known,
+            judging,
+            survivors,
+            plan_for(survivors, _deciding(finding, given.witnesses)),
+            max_accuracy_drop=limit,
+            seed=given.seed,
+            progress=given.progress,
+        )
+        choice = best_of(trials, best)
+    else:
+        best = precaution.repair_as_precaution(
+            given.classifier,
+            known,
+            judging,
+            survivors,
+            max_accuracy_drop=limit,
+            seed=given.seed,
+            progress=given.progress,
+        )
+        trials, choice = (best,), as_precaution(best)
     assert best.repair is not None  # noqa: S101 (``try_repairs``)
     return Repaired(
         repair=best.repair,
-        choice=best_of(trials, best, found=found),
+        choice=choice,
         max_accuracy_drop=limit,
         known=known,
         held_out=held_out,
