@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from bezoar import cli
+from bezoar import cli, pipeline, report
+from bezoar.errors import InputError
 from bezoar.intake import writing
 from bezoar.methods import fine_tuning
 
@@ -415,6 +416,46 @@ def test_a_signal_in_the_middle_of_the_training_ends_the_process(model_files, tm
     assert process.returncode == 2
     assert err == "bezoar: interrupted; no file is half-written.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_defect_is_no_verdict(model_files, monkeypatch, capsys):
+    """Python would leave with 1, which says that something was found."""
+
+    def breaks(*_arguments, **_options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "scan", breaks)
+    images = ["--images", str(model_files / "clean.npz")]
+    assert cli.run(["scan", str(model_files / "planted.toml"), *images]) == 2
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError" in err and "a defect of bezoar and no verdict" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_standard_output_is_one_sentence():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bezoar", "methods"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("bezoar: ") and done.stderr.count("\n") == 1
+
+
+def test_a_report_that_cannot_be_written_does_not_cost_the_verdict(
+    model_files, tmp_path, monkeypatch, capsys
+):
+    def full(*_arguments, **_options):
+        raise InputError("no space left")
+
+    monkeypatch.setattr(report, "write", full)
+    arguments = ["scan", str(model_files / "planted.toml"), "--report", str(tmp_path / "r.html")]
+    assert cli.run([*arguments, "--images", str(model_files / "clean.npz")]) == 2
+    out, err = capsys.readouterr()
+    assert "backdoor found" in out.lower() and "no space left" in err
 
 
 def test_nothing_of_the_malicious_file_ran(bad, model_files, capsys):

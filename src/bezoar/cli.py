@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import tyro
@@ -74,7 +75,9 @@ def run(arguments: list[str] | None = None) -> int:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     try:
-        return int(command.run())
+        code = int(command.run())
+        sys.stdout.flush()  # a full disk shows here, and not when the interpreter ends
+        return code
     except InputError as error:
         print(f"bezoar: {error}", file=sys.stderr)
         return UNUSABLE
@@ -82,8 +85,23 @@ def run(arguments: list[str] | None = None) -> int:
         print("bezoar: interrupted; no file is half-written.", file=sys.stderr)
         return UNUSABLE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return UNUSABLE
+    except OSError as error:
+        _silence()
+        print(f"bezoar: {error}", file=sys.stderr)
+        return UNUSABLE
+    except Exception:  # else Python would leave with 1, which says that something was found
+        traceback.print_exc()
+        print(
+            "bezoar: that is a defect of bezoar and no verdict; please report it.", file=sys.stderr
+        )
+        return UNUSABLE
+
+
+def _silence() -> None:
+    """Nothing more is written to the standard output, which takes nothing more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -48,15 +48,22 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes beside ``path`` and renames, so that no half file is ever there.
 
+    A link stays, and what it leads to is renewed; a pipe or a device is written to as it is.
+
     Raises:
         InputError: nothing can be written there.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of a file in it")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    special = path.exists() and not path.is_file()
+    place = path if special else Path(os.path.realpath(path))
+    partial = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
+        if special:
+            path.write_bytes(content)
+            return
         partial.write_bytes(content)
-        partial.replace(path)
+        partial.replace(place)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written: {error.strerror or error}; give a file in an existing "

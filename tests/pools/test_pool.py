@@ -221,3 +221,10 @@ def test_what_a_model_counts_as(asr, twin_asr, status):
     scores = {"acc": {"value": 0.9}} | ({"asr": {"value": asr}} if asr is not None else {})
     twin = None if twin_asr is None else {"asr": {"value": twin_asr}}
     assert status_of(scores, twin) == status
+
+
+def test_a_folder_with_another_record_is_no_model(spec, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "record.json").write_text('{"kind": "demo"}')
+    with pytest.raises(InputError, match="is there and is no model"):
+        make_model(plan(spec)[0].job, tmp_path / "demo")

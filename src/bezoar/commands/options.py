@@ -94,7 +94,8 @@ class ModelMaybeOnImages(OneModel, Reading):
 
     Attributes:
         images: a folder with one sub-folder per class, a flat folder, a parquet file or an .npz;
-            only a method that needs nothing, or public images, does without.
+            without any the weights alone are looked at, and only what needs no image of the task
+            repairs.
     """
 
     images: str | None = None

@@ -111,14 +111,14 @@ class Scan(Common, Model, Reading, ManyModels):
         add_sources(record, loaded, self.images)
         if planted is not None:
             record["self_test"] = planted
+        if not self.silent:
+            print_scan(record)  # a file that cannot be written must not cost the verdict
         if self.report:
             write_report(self.report, record, images, loaded, finding.evidence)
         write_record(self.json, record)
         self._write_sarif([finding_entry(record)])
-        if not self.silent:
-            print_scan(record)
-            if self.report:
-                print(f"Report: {self.report}")
+        if self.report and not self.silent:
+            print(f"Report: {self.report}")
         return exit_code([record["verdict"]], self.fail_on)
 
     def _one_model(self) -> ModelMaybeOnImages:

@@ -81,8 +81,7 @@ def make_model(
     out = Path(out)
     if isinstance(job, dict):
         job = msgspec.convert(job, Job)
-    if (out / RECORD).is_file():
-        record = read_record(out)
+    if (out / RECORD).is_file() and "job" in (record := read_record(out)):
         if msgspec.convert(record["job"], Job) != job:
             raise InputError(f"{out} holds a model that was made otherwise; give another folder")
         return record

@@ -57,8 +57,7 @@ def class_table(
     if len(evidence) > 1:
         columns = _several(p_values, evidence)
         caption = (
-            "All numbers by class, most unusual first. The p-value is the smallest one of the "
-            "methods, corrected for their number."
+            "All numbers by class, most unusual first. The p-value is that of all methods together."
         )
     columns = [item for item in columns if any(value is not None for value in item[2])]
     if not order or not columns:
