@@ -441,10 +441,11 @@ def test_a_repair_that_changes_nothing_says_so(digits):
     record = pipeline.clean(digits.planted, digits.clean, method=Witness()).record
     assert record["changes"] == []
     assert record["accuracy_drop"] == pytest.approx(0, abs=1e-6)
-    assert "estimated as a loss of 0.0 points" in record["outcome"]
     assert record["agreement"]["value"] == 1
-    assert record["rescan"]["verdict"] == "backdoor found"
-    assert "A new scan of the repaired model says: backdoor found." in record["outcome"]
+    assert record["outcome"].startswith("Nothing changed: witness left the network as it was. ")
+    assert record["rescan"] == record["scan"], "one verdict for one network"
+    assert "The scan's verdict stands: backdoor found." in record["outcome"]
+    assert "Residual risk" in record["outcome"]
 
 
 def test_the_changes_are_relative_and_largest_first(digits):

@@ -9,7 +9,6 @@ import pytest
 from bezoar.errors import InputError
 from bezoar.records import write_bytes
 
-
 FULL = Path("/dev/full")
 
 

@@ -30,6 +30,7 @@ from bezoar.scanning import scan as scan
 from bezoar.surviving import Survival
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Verdict
+from bezoar.wording import UNCHANGED
 
 
 def clean(
@@ -147,13 +148,17 @@ def _judged(given: Given, finding: Finding | None, made: Repaired) -> dict[str, 
         max_accuracy_drop=made.max_accuracy_drop,
         seed=given.seed,
     )
-    front = wrapped(before, repair.classifier)
-    rescan, again = None, ""
-    if given.images is not None and finding is not None:
+    front, changed = wrapped(before, repair.classifier), changes(before, repair.classifier)
+    outcome, rescan, again = judged.sentence, None, ""
+    if front is None and not changed:
+        outcome = f"{UNCHANGED}: {made.choice.method.name} left the network as it was."
+        if finding is not None and given.images is not None:
+            rescan, again = finding, f"The scan's verdict stands: {finding.verdict.value}."
+    elif given.images is not None and finding is not None:
         rescan, again = look_again(given, repair.classifier, behind_purifier=front is not None)
     care = _cared_for(given, finding, made, rescan)
     total, judging = (0 if s is None else len(s) for s in (given.images, made.held_out))
-    told = (judged.sentence, again, care["risk"] if care else "")
+    told = (outcome, again, care["risk"] if care else "")
     return judged.record | {
         "accepted": judged.accepted,
         "untouched": False,
@@ -164,7 +169,7 @@ def _judged(given: Given, finding: Finding | None, made: Repaired) -> dict[str, 
         "aftercare": care,
         "fitted_on": {"count": total - judging, "of": total},
         "wrapped": front,
-        "changes": changes(before, repair.classifier),
+        "changes": changed,
         "curves": repair.record.get("curves", []),
         "notices": [*repair.record.get("flags", []), *_unread(given, finding)],
         "repair": {key: value for key, value in repair.record.items() if key != "curves"},

@@ -29,7 +29,7 @@ from bezoar.report.rounds_view import rounds_in_words
 from bezoar.report.scan_view import Figure, Scan, read_scan
 from bezoar.report.synthetic_view import read_synthetic, synthetic_figures
 from bezoar.report.trials_view import Trials, read_aftercare, read_trials
-from bezoar.wording import UNMEASURED
+from bezoar.wording import UNCHANGED, UNMEASURED
 
 LARGEST_SHOWN = 12
 MOST_TENSORS = 300
@@ -121,6 +121,8 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
     by_force = written and repair.get("forced") is True and not within
     unsure = fields.text(repair.get("judged_on")) in UNLABELLED
     repaired = UNMEASURED if unsure else "Repaired"
+    if fields.text(repair.get("outcome"), 1000).startswith(UNCHANGED):
+        repaired = UNCHANGED
     title = "Written by force" if by_force else repaired if written else "Not written"
     state = rescan.state if rescan else "unknown" if unsure else "nothing"
     attack = read_attack(repair.get("attack"))
