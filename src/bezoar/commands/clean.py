@@ -43,8 +43,8 @@ class Clean(ModelMaybeOnImages, PublicImages):
         export: also write the cleaned network to this .pt2 file, for torch.export.load.
         method: which method; see `bezoar methods`.
         scan_methods: who looks, before and after the repair.
-        precaution: without --method, repair a model in which nothing was found, too; at most one
-            point of accuracy may be lost.
+        precaution: without --method, repair a model in which nothing was found, too; by the
+            held-out images at most one point of accuracy may be lost.
         preset: published takes the paper's settings instead of ours.
         set: hyper-parameters as name=value, such as beta=2 recipe.epochs=10; where several values
             are taken, with commas between them.
