@@ -53,10 +53,11 @@ class Unlearning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         batch_size: images in a step, at most; at least 2, for the statistics of a batch.
         max_epochs: passes over the images before it gives up.
         drops: epochs at which the rate is divided by 10.
-        stop_over_chance: stops when the accuracy is at most this many times 1 / classes, and at
-            most half of the first one or a tenth above chance, which is less for two or three
-            classes. Here the accuracy is the mean over the classes, so that a network that answers
-            one class only is at chance whatever class it is and however many images it has.
+        stop_over_chance: stops when the accuracy is at most this many times 1 / classes; with two
+            or three classes, where that may be the first accuracy already, at half of the first
+            one or a tenth above chance. Here the accuracy is the mean over the classes, so that a
+            network that answers one class only is at chance whatever class it is and however many
+            images it has.
         stop: stops at this accuracy, in [0, 1], of all images instead.
         check_every: steps between two tests of the stop in eval mode, twice as many while the
             rate adapts and little has happened; 0 tests the running accuracy (training mode,
@@ -223,8 +224,9 @@ def unlearn(
     first_accuracy, stop = _accuracy(first, labels, settings), settings.stop
     if stop is None:
         chance = 1 / classifier.num_classes
-        half = max(min(EARLY) * first_accuracy, AT_CHANCE * chance)
-        stop = min(settings.stop_over_chance * chance, half)
+        stop = settings.stop_over_chance * chance
+        if stop > (chance + first_accuracy) / 2:  # not even half of the way to chance
+            stop = max(min(EARLY) * first_accuracy, AT_CHANCE * chance)
     run = Unlearned(
         classifier=twin,
         first_accuracy=first_accuracy,
