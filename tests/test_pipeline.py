@@ -5,6 +5,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from few_images import first_of_each
 
 from bezoar import accuracy_loss, pipeline, scanning
 from bezoar.errors import InputError
@@ -38,11 +39,6 @@ def plain(record):
 def same_weights(first, second):
     ours, theirs = first.network.state_dict(), second.network.state_dict()
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def first_of_each(images, count=1):
-    found = [torch.nonzero(images.labels == k).flatten()[:count] for k in range(10)]
-    return images.subset(torch.cat(found))
 
 
 @pytest.fixture(scope="module")
@@ -469,6 +465,21 @@ def test_a_repair_that_costs_too_much_is_not_accepted(digits):
     tolerant = pipeline.clean(digits.planted, digits.clean, method=RUINOUS, max_accuracy_drop=1.0)
     assert tolerant.record["accepted"]
     plain(repair.record)
+
+
+class Refuses(Witness, frozen=True, kw_only=True):
+    """Repairs nothing, and says so."""
+
+    name: ClassVar[str] = "refuses"
+
+    def remove(self, classifier, clean, *, seed=0, progress=None):
+        return Repair(classifier.copy(), {"refused": "It did not work."})
+
+
+def test_what_a_method_does_not_stand_by_is_not_told_as_an_unchanged_network(digits):
+    record = pipeline.clean(digits.planted, digits.clean, method=Refuses()).record
+    assert record["changes"] == [] and not record["accepted"]
+    assert record["outcome"].startswith("Not accepted: It did not work. ")
 
 
 class Ruin(Method, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """The repair of a network in which nothing was found."""
 
 import pytest
+from true_patch import Patch
 
 from bezoar import precaution
 from bezoar.accuracy_loss import AccuracyLoss, Baseline
@@ -11,16 +12,6 @@ from bezoar.methods.recovered import Trigger
 from bezoar.metrics import Rate
 from bezoar.surviving import Survivors
 from bezoar.trying import Unlearning
-
-
-class Patch:
-    """The true patch in place of a recovered one."""
-
-    def __init__(self, attack):
-        self.attack, self.classes = attack, (4,)
-
-    def stamp(self, images, k):
-        return self.attack.stamp(images)
 
 
 @pytest.fixture(scope="module")

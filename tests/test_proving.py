@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from few_images import first_of_each
+from true_patch import Patch
 
 from bezoar.classifier import Classifier
 from bezoar.methods import TAC, Evidence
@@ -13,16 +15,6 @@ from bezoar.proving import Prover, natural_share
 @pytest.fixture(scope="module")
 def seen(digits):
     return TAC().inspect(digits.planted, digits.clean, seed=0)
-
-
-class Patch:
-    """The true patch in place of a recovered one."""
-
-    def __init__(self, attack, classes=(4,)):
-        self.attack, self.classes = attack, classes
-
-    def stamp(self, images, k):
-        return self.attack.stamp(images)
 
 
 class Nothing(Patch):
@@ -109,12 +101,6 @@ def test_the_model_stays_as_it_is(digits):
         assert classifier.network.training
     finally:
         digits.planted.network.eval()
-
-
-def first_of_each(images, count):
-    """The first images of each class."""
-    found = [torch.nonzero(images.labels == k).flatten()[:count] for k in range(10)]
-    return images.subset(torch.cat(found))
 
 
 def test_sources_with_one_image_each_may_be_chance_unless_most_images_are_carried(digits):

@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 from msgspec.structs import replace
+from true_patch import Patch
 
 from bezoar import aftercare, how_far, surviving, trying
 from bezoar.accuracy_loss import accuracy_loss
@@ -24,16 +25,6 @@ from bezoar.trying import ENOUGH, Unlearning, plan_for, try_repairs
 pytestmark = pytest.mark.usefixtures("thorough_judges")
 
 SHORT = Recipe(epochs=1, learning_rate=1e-3)
-
-
-class Patch:
-    """The true patch in place of a recovered one."""
-
-    def __init__(self, attack, classes=(4,)):
-        self.attack, self.classes = attack, classes
-
-    def stamp(self, images, k):
-        return self.attack.stamp(images)
 
 
 def evidence(found):

@@ -124,12 +124,15 @@ def _sharing(evidence: Sequence[Evidence]) -> Combined:
     """The smallest p-value of each class, with the level shared among the witnesses."""
     alone = [_factor_alone(e) for e in evidence]
     corrections = tuple(len(evidence) * factor for factor in alone)
-    rows = [
-        [factor * p for p in e.p_values] for e, factor in zip(evidence, corrections, strict=True)
-    ]
-    joint = tuple(min(1.0, *column) for column in zip(*rows, strict=True))
+    rows = [corrected_p_values(e, c) for e, c in zip(evidence, corrections, strict=True)]
+    joint = tuple(map(min, zip(*rows, strict=True)))
     contradicted = tuple(e.method for e, f in zip(evidence, alone, strict=True) if f > 1)
     return Combined(joint, corrections, contradicted)
+
+
+def corrected_p_values(evidence: Evidence, factor: float) -> list[float]:
+    """A witness's p-value of each class times its correction, at most 1."""
+    return [min(1.0, factor * p) for p in evidence.p_values]
 
 
 def _factor_alone(evidence: Evidence) -> float:

@@ -151,7 +151,8 @@ def _judged(given: Given, finding: Finding | None, made: Repaired) -> dict[str, 
     front, changed = wrapped(before, repair.classifier), changes(before, repair.classifier)
     outcome, rescan, again = judged.sentence, None, ""
     if front is None and not changed:
-        outcome = f"{UNCHANGED}: {made.choice.method.name} left the network as it was."
+        if judged.accepted:  # else the sentence says why not
+            outcome = f"{UNCHANGED}: {made.choice.method.name} left the network as it was."
         if finding is not None and given.images is not None:
             rescan, again = finding, f"The scan's verdict stands: {finding.verdict.value}."
     elif given.images is not None and finding is not None:

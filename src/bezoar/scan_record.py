@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bezoar.combining import as_measured
+from bezoar.combining import as_measured, corrected_p_values
 from bezoar.methods import Evidence
 from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
 from bezoar.methods.neural_cleanse_triggers import Triggers
@@ -23,7 +23,7 @@ from bezoar.methods.recovered import Recovered
 from bezoar.power import combined_power_sentence, power_sentence
 from bezoar.proving import Proof
 from bezoar.statistics import FEWEST_CLASSES, critical_value, mad_outliers, small_outliers
-from bezoar.verdict import Judgement, Levels, Verdict, corrected_p_values
+from bezoar.verdict import Judgement, Levels, Verdict
 from bezoar.wording import NO_PROOF, Words, within_a_sentence
 
 NOT_ALONE = "Networks without a backdoor can show the like, so this alone is not suspicious."

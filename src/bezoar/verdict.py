@@ -17,7 +17,7 @@ from enum import StrEnum
 
 import msgspec
 
-from bezoar.combining import Combined, combine
+from bezoar.combining import Combined, combine, corrected_p_values
 from bezoar.methods.method import Evidence
 from bezoar.proving import FEWEST_IMAGES, FEWEST_SOURCES, Proof
 from bezoar.wording import p_in_words, within_a_sentence
@@ -163,11 +163,6 @@ def judge(
         tuple(proven),
         proofs,
     )
-
-
-def corrected_p_values(evidence: Evidence, factor: float) -> list[float]:
-    """A witness's p-value of each class times its correction, at most 1."""
-    return [min(1.0, factor * p) for p in evidence.p_values]
 
 
 def _carries(evidence: Evidence, k: int, levels: Levels, proof: Proof | None = None) -> bool:

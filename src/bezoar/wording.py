@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-UNCHANGED = "Nothing changed"  # the same, where a repair left the network as it was
 UNMEASURED = "Repaired, accuracy not measured"  # how the outcome begins, and the report's heading
+UNCHANGED = "Nothing changed"  # the same, where a repair left the network as it was
 NO_PROOF = "This is no proof that the model has no backdoor"  # where nothing was found
 
 
