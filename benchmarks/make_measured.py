@@ -25,7 +25,7 @@ RATE = {"value", "low", "high", "count"}
 # What identifies a run; everything else in a row was measured.
 KEYS = (
     *("model", "method", "kind", "networks", "name", "attack", "clean images", "target"),
-    *("factor", "setting", "half", "precaution", "command", "threads"),
+    *("factor", "setting", "half", "precaution", "share of the way", "command", "threads"),
 )
 # The words of columns whose numbers are shares, written as percentages.
 SHARES = ("acc", "asr", "ra", "der")

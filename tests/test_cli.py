@@ -445,6 +445,9 @@ def test_evaluate_measures_with_the_known_trigger(run, record_of, model_files):
     code, record = record_of(*evaluate("planted.toml"))
     assert code == 0 and record["attack"].startswith("BadNets(target=4, size=2")
     assert record["scores"]["asr"]["value"] > 0.95 and record["scores"]["acc"]["value"] > 0.95
+    assert record["model"]["architecture"] == "bezoar:small-cnn"
+    assert len(record["model"]["sha256"]) == len(record["images"]["sha256"]) == 64
+    assert {"bezoar", "created", "seed", "device", "versions", "command"} <= record.keys()
     _, twin = record_of(*evaluate("twin.toml"))
     assert twin["scores"]["asr"]["value"] < 0.05 and twin["scores"]["ra"]["value"] > 0.9
     _, out, _ = run(*evaluate("planted.toml"))

@@ -196,6 +196,7 @@ OUTPUTS = {
         "never overwritten",
     ),
     "the description": (f"{CLEANING} --out {{files}}/planted.toml", "never overwritten"),
+    "another container": (f"{CLEANING} --out {{empty}}/out.pt", "whose container is kept"),
     "the images": (f"{CLEANING} --out {{files}}/clean.npz", "never overwritten"),
     "the report over the weights": (
         f"{CLEANING} {OUT} --report {{files}}/planted.safetensors",

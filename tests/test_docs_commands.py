@@ -71,9 +71,9 @@ def only_parsed(command):
 COMMANDS = printed()
 
 
-def describe(folder, name):
-    (folder / f"{name}.toml").write_text(
-        f'architecture = "bezoar:small-cnn"\nweights = "{name}.safetensors"\n'
+def describe(weights):
+    weights.with_suffix(".toml").write_text(
+        f'architecture = "bezoar:small-cnn"\nweights = "{weights.name}"\n'
         f"arguments = {{ width = 8 }}\ninput_size = 8\nmean = {MEAN}\nstd = {STD}\n"
     )
 
@@ -95,11 +95,13 @@ def files(digits, tmp_path_factory):
     classifier = Classifier(networks.build("small-cnn", width=8), mean=MEAN, std=STD)
     poisoned = digits.attack.poison(digits.train, 0.1, seed=0).images
     fit(classifier, poisoned, DIGITS_RECIPE, seed=0)
-    for name in ("model", "bezoar-demo/backdoored"):
+    for name, save in (
+        ("model.pt", torch.save),
+        ("bezoar-demo/backdoored.safetensors", safetensors.torch.save_file),
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
-        state = classifier.network.state_dict()
-        safetensors.torch.save_file(state, folder / f"{name}.safetensors")
-        describe((folder / name).parent, Path(name).name)
+        save(classifier.network.state_dict(), folder / name)
+        describe(folder / name)
     for name, images in (("clean", digits.clean.sample(100, seed=0)), ("test", digits.test)):
         arrays = {"images": images.images.numpy(), "labels": images.labels.numpy()}
         np.savez(folder / "bezoar-demo" / name, **arrays)

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from bezoar.errors import InputError
-from bezoar.intake import check_finite, check_writable, facts, read_weights, write_weights
+from bezoar.intake import (
+    check_ending,
+    check_finite,
+    check_writable,
+    facts,
+    read_weights,
+    write_weights,
+)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.model.")
@@ -238,6 +245,19 @@ def test_unwritable_outputs_are_found_before_any_work(tmp_path):
         check_writable("/proc/out.pt", weights)  # nobody may create files there, root neither
     check_writable(tmp_path / "out.pt", weights)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt"]
+
+
+@pytest.mark.parametrize("container", ["torch zip", "torch legacy", "safetensors"])
+def test_a_name_may_not_promise_another_container(tmp_path, container):
+    weights = read_weights(save(state_of(), tmp_path / "model", container))
+    fit, other = ("b.pt", "b.safetensors"), ("b.SafeTensors", "b.pth")
+    if container == "safetensors":
+        fit, other = fit[::-1], other[::-1]
+    for name in (fit[0], "b", "b.weights"):
+        check_ending(name, weights)
+    for name in (fit[1], other[0]):
+        with pytest.raises(InputError, match=r"whose container is kept; give a name that ends in"):
+            check_ending(name, weights)
 
 
 @pytest.mark.parametrize("failure", [OSError("No space left on device"), KeyboardInterrupt()])

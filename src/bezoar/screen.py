@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,20 @@ from typing import TYPE_CHECKING, Any
 from bezoar.wording import repair_in_words, signs_left
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bezoar.training import Progress
 
 MOST_STATISTICS = 2  # of witnesses, whose values are shown side by side
+NO_SCREEN = 10_000  # columns where nobody sees a width: a pipe gets whole lines and whole cells
+
+
+def plain_console() -> Console:
+    """The standard output for text and tables as they are; the caller's words are no markup."""
+    from rich.console import Console
+
+    seen = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, markup=False, width=None if seen else NO_SCREEN)
 
 
 @contextlib.contextmanager
@@ -58,10 +70,9 @@ def _in_a_row(value: Any) -> str:
 
 def print_scan(record: dict[str, Any]) -> None:
     """The verdict, the five most suspicious classes, and the notices."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     styles = {"backdoor found": "bold red", "suspicious": "bold yellow", "nothing found": "bold"}
     console.print(record["verdict"].upper(), style=styles[record["verdict"]])
     console.print(record["sentence"])
@@ -82,9 +93,7 @@ def print_scan(record: dict[str, Any]) -> None:
 
 def print_synthesis(record: dict[str, Any]) -> None:
     """How many classes got images, what the images are worth, and the notices."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     console.print(record["sentence"], style="bold")
     console.print(record["limits"])
     for notice in record["notices"]:
@@ -95,7 +104,6 @@ def print_trials(record: dict[str, Any]) -> None:
     """The repairs that were tried, where several were, with a mark at the one that was kept."""
     if not record.get("trials"):
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -116,7 +124,7 @@ def print_trials(record: dict[str, Any]) -> None:
             signs_left(left["removed"]),
             f"{trial['seconds']:.0f}",
         )
-    Console(highlight=False, markup=False).print(table)
+    plain_console().print(table)
 
 
 def print_cost(record: dict[str, Any]) -> None:
@@ -180,7 +188,6 @@ def print_model(record: dict[str, Any]) -> None:
 
 def print_pool(entries: list[dict[str, Any]], failed: dict[str, str]) -> None:
     """One line a model."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -189,7 +196,7 @@ def print_pool(entries: list[dict[str, Any]], failed: dict[str, str]) -> None:
     for entry in entries:
         rates = ("-" if entry[key] is None else f"{100 * entry[key]:.1f}" for key in _RATES)
         table.add_row(entry["name"], entry["half"], entry["status"], *rates)
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     console.print(table)
     for name, reason in failed.items():
         console.print(f"failed: {name}: {reason}")
@@ -200,7 +207,6 @@ _RATES = ("acc", "asr", "twin_asr")
 
 def print_fleet(summary: dict[str, Any]) -> None:
     """The scan of a manifest: a line for each model, why some failed, and the sum."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -214,7 +220,7 @@ def print_fleet(summary: dict[str, Any]) -> None:
         p = _p(model["p"])
         suspects = ", ".join(model["suspect_names"]) or "-"
         table.add_row(model["model"], model["verdict"], suspects, p, seconds)
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     console.print(table)
     for model in summary["models"]:
         if "failed" in model:

@@ -90,6 +90,7 @@ class Clean(ModelMaybeOnImages, PublicImages):
             intake.check_purified_writable(self.out, loaded.weights)
             check_outputs(intake.source_beside(self.out), self.export, report, self.json)
         else:
+            intake.check_ending(self.out, loaded.weights)
             intake.check_writable(self.out, loaded.weights)
         if self.export is not None:
             loaded.classifier.trace(shape)

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 from bezoar.commands.inputs import load
 from bezoar.commands.options import OK, ModelOnImages
-from bezoar.commands.outputs import (
-    command_line,
-    write_record,
-)
+from bezoar.commands.outputs import add_sources, command_line, write_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +24,18 @@ class Evaluate(ModelOnImages):
         """Measures the model."""
         from bezoar.attacks import parse_attack
         from bezoar.evaluation import evaluate
+        from bezoar.scanning import describe
 
         attack = parse_attack(self.trigger)
         loaded, images = load(self, outputs=(self.json,))
         scores = evaluate(loaded.classifier, images, attack)
-        record = {
+        record = describe(loaded.classifier, images, self.seed) | {
             "kind": "evaluate",
             "attack": repr(attack),
             "scores": scores.as_record(),
             "command": command_line(),
         }
+        add_sources(record, loaded, self.images)
         write_record(self.json, record)
         if not self.silent:
             for name, rate in scores.intervals.items():

@@ -13,7 +13,7 @@ import tyro
 from bezoar.commands.inputs import load, open_images
 from bezoar.commands.options import FOUND, OK, ModelOnImages
 from bezoar.commands.outputs import add_sources, check_outputs, command_line, write_record
-from bezoar.screen import progress_bar
+from bezoar.screen import plain_console, progress_bar
 
 if TYPE_CHECKING:
     from bezoar.images import ImageSet
@@ -93,10 +93,9 @@ def table(sifting: Sifting, suspects: ImageSet, classes: tuple[str, ...]) -> str
 
 def print_sifting(record: dict[str, Any]) -> None:
     """What is flagged, the first of it, and what that does not say."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     console.print(record["sentence"], style="bold" if record["more_than_clean"] else None)
     if record["flagged"]:
         table = Table(box=None, pad_edge=False)

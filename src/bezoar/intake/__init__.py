@@ -30,7 +30,7 @@ from bezoar.intake.facts import WeightsFacts, facts
 from bezoar.intake.matching import load_into
 from bezoar.intake.purified_files import check_purified_writable, source_beside, write_purified
 from bezoar.intake.weights import WeightsFile, check_finite, read_weights
-from bezoar.intake.writing import check_writable, write_weights
+from bezoar.intake.writing import check_ending, check_writable, write_weights
 from bezoar.networks.architectures import build_network
 from bezoar.networks.purified import Purified, fronted
 
@@ -39,6 +39,7 @@ __all__ = [
     "ModelDescription",
     "WeightsFacts",
     "WeightsFile",
+    "check_ending",
     "check_exportable",
     "check_finite",
     "check_purified_writable",

@@ -17,6 +17,8 @@ from bezoar.errors import InputError
 from bezoar.intake.matching import converted, matching_state
 from bezoar.intake.weights import SAFETENSORS, TORCH_ZIP, WeightsFile
 
+_TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".tar", ".bin")
+
 
 def check_writable(out: str | Path, source: WeightsFile) -> None:
     """Finds out before expensive work whether ``write_weights`` could write to ``out``.
@@ -46,6 +48,27 @@ def check_writable(out: str | Path, source: WeightsFile) -> None:
         raise _cannot_write(out, error) from error
     finally:
         probe.unlink(missing_ok=True)
+
+
+def check_ending(out: str | Path, source: WeightsFile) -> None:
+    """Refuses a name whose ending promises another container than that of ``source``.
+
+    ``write_weights`` keeps the container, and a name that ends otherwise misleads whoever loads it.
+
+    Raises:
+        InputError: ``out`` ends as a safetensors file and the source is none, or the reverse.
+    """
+    ending = Path(out).suffix.lower()
+    if source.container == SAFETENSORS and ending in _TORCH_ENDINGS:
+        kind, wanted = "safetensors", ".safetensors"
+    elif source.container != SAFETENSORS and ending == ".safetensors":
+        kind, wanted = "torch", ".pt or .pth"
+    else:
+        return
+    raise InputError(
+        f"{out} ends in {ending}, and {source.path.name} is a {kind} file, whose container is "
+        f"kept; give a name that ends in {wanted}"
+    )
 
 
 def write_weights(source: WeightsFile, state: Mapping[str, Tensor], out: str | Path) -> None:

@@ -1,0 +1,152 @@
+"""What a part of joint unlearning's way costs and removes, as if a scan had found nothing.
+
+    BEZOAR_DATA=... python benchmarks/precaution_shares.py [--seeds 0 1]
+
+The triggers of the most unusual class of every network of the pool's development half are unlearned
+with 400 of 500 clean images, and the accuracy and the ASR are taken at some shares of the way on
+2,000 test images. The shares of ``bezoar.precaution`` were chosen by this. Each network is written
+to ``results/precaution_shares.json`` at once, and a rerun does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from measured_models import pool_model
+from null_networks import CLEAN_IMAGES
+from pool_methods import POOL, clean_accuracy
+from result_file import result_head
+
+from bezoar.accuracy_loss import Baseline
+from bezoar.evaluation import evaluate
+from bezoar.executors import Done, Task, make_executor
+from bezoar.how_far import between
+from bezoar.methods import JointUnlearning
+from bezoar.pools import open_pool
+from bezoar.precaution import SHARES
+from bezoar.records import write_json
+from bezoar.repairing import HELD_OUT
+from bezoar.scanning import scan
+from bezoar.surviving import Survivors
+from bezoar.trying import Unlearning
+
+RESULTS = Path(__file__).parent / "results" / "precaution_shares.json"
+WHOLE = 1.0
+
+
+@dataclass
+class Options:
+    """What to run.
+
+    Attributes:
+        seeds: each draws other clean images.
+        executor: where, and how many side by side.
+        out: the result file.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    executor: str = "local:2"
+    out: Path = RESULTS
+
+
+def look(*, name: str, seed: int) -> dict[str, Any]:
+    """One network, unlearned and measured at every share of the way."""
+    torch.set_num_threads(1)
+    one = pool_model(name, CLEAN_IMAGES, seed)
+    used = time.process_time()
+    known, held_out = one.clean.split(1 - HELD_OUT, seed=seed)
+    finding = scan(one.classifier, one.clean, seed=seed)
+    first = finding.ranking[0]
+    survivors = Survivors(one.classifier, finding.evidence, (first,), known, held_out, seed=seed)
+    step = Unlearning(JointUnlearning(target_class=first), survivors)
+    repair = step.remove(one.classifier, known, seed=seed)
+    used = time.process_time() - used
+    baseline = Baseline(one.classifier, held_out, seed=seed)
+    shares = []
+    for share in (0.0, *SHARES[::-1], WHOLE):
+        network = between(one.classifier, repair.classifier, share)
+        row: dict[str, Any] = {"share": share, "told": baseline.loss(network).value}
+        if one.attack is None:
+            row["acc"] = clean_accuracy(network, one.test)["value"]
+        else:
+            scores = evaluate(network, one.test, one.attack)
+            row |= {"acc": scores.acc, "asr": scores.asr}
+        shares.append(row)
+    return {
+        "model": name,
+        "seed": seed,
+        **{key: one.facts[key] for key in ("status", "attack", "target")},
+        "verdict": finding.verdict.value,
+        "first": first,
+        "processor seconds": used,
+        "shares": shares,
+    }
+
+
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The loss of accuracy and the ASR at each share, over the networks of each seed."""
+    rows = []
+    for seed in sorted({run["seed"] for run in runs}):
+        own = [run for run in runs if run["seed"] == seed]
+        for place, share in enumerate(point["share"] for point in own[0]["shares"]):
+            lost = {
+                status: [
+                    run["shares"][0]["acc"] - run["shares"][place]["acc"]
+                    for run in own
+                    if run["status"] == status
+                ]
+                for status in ("clean", "backdoored")
+            }
+            asr = [run["shares"][place]["asr"] for run in own if run["status"] == "backdoored"]
+            row: dict[str, Any] = {"share of the way": share, "seed": seed}
+            for status, values in lost.items():
+                if values:
+                    row |= {
+                        status: len(values),
+                        f"acc drop, {status}": statistics.fmean(values),
+                        f"largest acc drop, {status}": max(values),
+                    }
+            rows.append(row | ({"asr after": statistics.fmean(asr)} if asr else {}))
+    return rows
+
+
+def main(options: Options) -> None:
+    """Runs what is missing."""
+    runs: list[dict[str, Any]] = []
+    if options.out.exists():
+        runs = json.loads(options.out.read_text())["runs"]
+    known = {(run["model"], run["seed"]) for run in runs}
+    names = [
+        entry.name
+        for entry in open_pool(POOL).half("development")
+        if entry.status in ("clean", "backdoored")
+    ]
+    tasks = [
+        Task(key=f"{name} {seed}", function=look, arguments={"name": name, "seed": seed})
+        for seed in options.seeds
+        for name in names
+        if (name, seed) not in known
+    ]
+    head = result_head(
+        __file__, "A part of the way of a precaution", "one thread a model, other work beside it"
+    )
+    for key, outcome in make_executor(options.executor, timeout_s=3600, reuse=True).run(tasks):
+        if not isinstance(outcome, Done):
+            print(key, outcome.message, outcome.traceback, flush=True)
+            continue
+        runs.append(outcome.value)
+        write_json(options.out, head | {"summary": summary(runs), "runs": runs})
+        print(key, outcome.value, flush=True)
+    if runs:
+        write_json(options.out, head | {"summary": summary(runs), "runs": runs})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
