@@ -444,6 +444,24 @@ def test_a_repair_that_changes_nothing_says_so(digits):
     assert "Residual risk" in record["outcome"]
 
 
+def test_a_repair_that_leaves_the_backdoor_is_headed_so(digits, planted_repair):
+    idle = FineTuning(recipe=Recipe(epochs=1, learning_rate=1e-6))
+    record = pipeline.clean(digits.planted, digits.clean, method=idle).record
+    assert record["accepted"], "it costs no accuracy"
+    assert record["outcome"].startswith("Repaired, signs of the backdoor left: accuracy ")
+    assert any("trigger still carries" in sign for sign in record["aftercare"]["signs"])
+    assert all(sign in record["aftercare"]["risk"] for sign in record["aftercare"]["signs"])
+    assert planted_repair.record["outcome"].startswith("Repaired: accuracy ")
+    assert planted_repair.record["aftercare"]["signs"] == []
+
+
+def test_where_nothing_was_found_no_sign_is_left(digits):
+    idle = FineTuning(recipe=Recipe(epochs=1, learning_rate=1e-6))
+    record = pipeline.clean(digits.twin, digits.clean, method=idle).record
+    assert record["outcome"].startswith("Repaired: accuracy ")
+    assert record["aftercare"]["signs"] == []
+
+
 def test_the_changes_are_relative_and_largest_first(digits):
     other = digits.planted.copy()
     with torch.no_grad():

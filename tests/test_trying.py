@@ -10,7 +10,7 @@ from true_patch import Patch
 
 from bezoar import aftercare, how_far, surviving, trying
 from bezoar.accuracy_loss import accuracy_loss
-from bezoar.aftercare import residual_risk, retuning_probe
+from bezoar.aftercare import residual_risk, retuning_probe, signs_of_backdoor
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
@@ -370,7 +370,8 @@ def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits):
         ruined.network.fc.weight.fill_(float("nan"))
     survival = survivors.look(ruined, Survival({}, {}, looked=False))
     assert not survival.looked and not survival.removed and survival.worst == 0
-    risk = residual_risk(labelled=True, stands_out=None, returned=None, worst=0.0)
+    assert not signs_of_backdoor(stands_out=None, returned=None, worst=0.0)
+    risk = residual_risk([], looked=False, tuned=False, labelled=True)
     assert "no witness could look" in risk and "could not be tried" in risk
 
 
@@ -397,9 +398,11 @@ def test_a_probe_that_cannot_be_made_does_not_cost_the_repair(digits, monkeypatc
 
 
 def test_the_line_on_risk_names_every_sign():
-    calm = residual_risk(labelled=True, stands_out=False, returned=False, worst=0.05)
+    assert not signs_of_backdoor(stands_out=False, returned=False, worst=0.05)
+    calm = residual_risk([], looked=True, tuned=True, labelled=True)
     assert "none of the signs" in calm and "not the attacker's" in calm
-    bad = residual_risk(labelled=False, stands_out=True, returned=True, worst=0.4)
+    signs = signs_of_backdoor(stands_out=True, returned=True, worst=0.4)
+    bad = residual_risk(signs, looked=True, tuned=True, labelled=False)
     for sign in ("stands out", "brings the backdoor back", "40 %", "could not be measured"):
         assert sign in bad
 

@@ -9,6 +9,7 @@ recovered are put on held-out images before and after. The probe is ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bezoar.classifier import Classifier
@@ -79,33 +80,42 @@ NOTHING_TO_WATCH = (
 )
 
 
-def residual_risk(
-    *, labelled: bool, stands_out: bool | None, returned: bool | None, worst: float
-) -> str:
-    """One line on what is left to fear.
+def signs_of_backdoor(*, stands_out: bool | None, returned: bool | None, worst: float) -> list[str]:
+    """What still speaks for a backdoor in a repaired model, each in a few words.
 
     Args:
-        labelled: whether accuracy was measured.
-        stands_out: whether a scan of the repaired model still finds a class unusual; None where no
-            witness could look at it.
+        stands_out: whether a scan of it still finds a class unusual; None where nobody looked.
         returned: whether tuning brought the backdoor back; None where that could not be tried.
-        worst: the largest share that a recovered trigger still carries.
+        worst: the largest share of the images that a recovered trigger still carries.
     """
     signs = []
     if stands_out:
         signs.append("a class still stands out")
-    if stands_out is None:
-        signs.append("no witness could look at the repaired model")
-    if returned:
-        signs.append("fine-tuning brings the backdoor back")
-    if returned is None:
-        signs.append("whether fine-tuning brings the backdoor back could not be tried")
     if worst > DEAD:
         signs.append(f"a recovered trigger still carries {100 * worst:.0f} % of the images")
+    if returned:
+        signs.append("fine-tuning brings the backdoor back")
+    return signs
+
+
+def residual_risk(signs: Sequence[str], *, looked: bool, tuned: bool, labelled: bool) -> str:
+    """One line on what is left to fear.
+
+    Args:
+        signs: of ``signs_of_backdoor``.
+        looked: whether a witness could look at the repaired model.
+        tuned: whether a tuning could be tried.
+        labelled: whether accuracy was measured.
+    """
+    told = list(signs)
+    if not looked:
+        told.append("no witness could look at the repaired model")
+    if not tuned:
+        told.append("whether fine-tuning brings the backdoor back could not be tried")
     if not labelled:
-        signs.append("accuracy could not be measured")
-    if signs:
-        listed = ", ".join(signs[:-1]) + " and " * (len(signs) > 1) + signs[-1]
+        told.append("accuracy could not be measured")
+    if told:
+        listed = ", ".join(told[:-1]) + " and " * (len(told) > 1) + told[-1]
         return f"Residual risk: {listed}; do not rely on this model without further tests."
     return (
         "Residual risk: none of the signs of the backdoor is left, but recovered triggers are not "

@@ -30,7 +30,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import Repair
 from bezoar.metrics import Rate, agreement
-from bezoar.wording import UNMEASURED, measured_on
+from bezoar.wording import REPAIRED, UNMEASURED, measured_on
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _by_accuracy(because: str, loss: AccuracyLoss, record: dict[str, Any]) -> Ju
         "accuracy_drop": loss.value,
         "loss": loss.as_record(),
     }
-    return Judged(accepted, f"{'Repaired' if accepted else 'Not accepted'}: {told}", record)
+    return Judged(accepted, f"{REPAIRED if accepted else 'Not accepted'}: {told}", record)
 
 
 def _lost(loss: AccuracyLoss) -> str:

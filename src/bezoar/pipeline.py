@@ -10,7 +10,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bezoar.aftercare import NOTHING_TO_WATCH, residual_risk, retuning_probe
+from bezoar.aftercare import (
+    NOTHING_TO_WATCH,
+    residual_risk,
+    retuning_probe,
+    signs_of_backdoor,
+)
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
@@ -30,7 +35,7 @@ from bezoar.scanning import scan as scan
 from bezoar.surviving import Survival
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Verdict
-from bezoar.wording import UNCHANGED
+from bezoar.wording import REPAIRED, SIGNS_LEFT, UNCHANGED
 
 
 def clean(
@@ -158,6 +163,8 @@ def _judged(given: Given, finding: Finding | None, made: Repaired) -> dict[str, 
     elif given.images is not None and finding is not None:
         rescan, again = look_again(given, repair.classifier, behind_purifier=front is not None)
     care = _cared_for(given, finding, made, rescan)
+    if outcome.startswith(f"{REPAIRED}: ") and _signs_left(finding, care, rescan):
+        outcome = SIGNS_LEFT + outcome.removeprefix(REPAIRED)
     total, judging = (0 if s is None else len(s) for s in (given.images, made.held_out))
     told = (outcome, again, care["risk"] if care else "")
     return judged.record | {
@@ -190,18 +197,30 @@ def _cared_for(
     repaired = made.repair.classifier
     left = (made.kept and made.kept.survival) or made.survivors.after(repaired)
     if finding is not None and finding.verdict is Verdict.NOTHING_FOUND:
-        return {"survival": left.as_record(), "probe": None, "risk": NOTHING_TO_WATCH}
+        risk = NOTHING_TO_WATCH
+        return {"survival": left.as_record(), "probe": None, "signs": [], "risk": risk}
     probe = retuning_probe(
         repaired, made.known, made.survivors, left, seed=given.seed, progress=given.progress
     )
+    # All witnesses know better than the quick look at a trial.
+    stands_out, returned = _stands_out(left, rescan), probe["returned"]
+    signs = signs_of_backdoor(stands_out=stands_out, returned=returned, worst=left.worst)
     risk = residual_risk(
+        signs,
+        looked=stands_out is not None,
+        tuned=returned is not None,
         labelled=given.images is not None and given.images.labels is not None,
-        # All witnesses know better than the quick look at a trial.
-        stands_out=_stands_out(left, rescan),
-        returned=probe["returned"],
-        worst=left.worst,
     )
-    return {"survival": left.as_record(), "probe": probe, "risk": risk}
+    return {"survival": left.as_record(), "probe": probe, "signs": signs, "risk": risk}
+
+
+def _signs_left(
+    finding: Finding | None, care: dict[str, Any] | None, rescan: Finding | None
+) -> bool:
+    """Whether anything still speaks for the backdoor that a scan saw."""
+    if finding is None or finding.verdict is Verdict.NOTHING_FOUND:
+        return False
+    return bool(care["signs"] if care else rescan is not None and rescan.suspects)
 
 
 def _stands_out(left: Survival, rescan: Finding | None) -> bool | None:

@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-UNMEASURED = "Repaired, accuracy not measured"  # how the outcome begins, and the report's heading
-UNCHANGED = "Nothing changed"  # the same, where a repair left the network as it was
+# How the outcome of a repair that was written begins, and the report's heading.
+REPAIRED = "Repaired"
+UNMEASURED = "Repaired, accuracy not measured"
+SIGNS_LEFT = "Repaired, signs of the backdoor left"  # by a new scan, old triggers, or a re-tuning
+UNCHANGED = "Nothing changed"  # the network is as it was
 NO_PROOF = "This is no proof that the model has no backdoor"  # where nothing was found
 
 

@@ -153,6 +153,16 @@ def test_unwritten_and_forced_repairs_say_so(make_record):
     assert is_sound(render(record)).headings[0] == "Written by force"
 
 
+@pytest.mark.parametrize(
+    "heading", ["Nothing changed", "Repaired, signs of the backdoor left", "Repaired"]
+)
+def test_the_heading_is_how_the_outcome_begins(heading, make_record):
+    record = make_record("clean") | {"outcome": f"{heading}: the rest of it."}
+    outline = is_sound(render(record))
+    assert outline.headings[0] == heading
+    assert "The rest of it." in outline.text
+
+
 def test_demo_tells_the_story_before_the_control(make_record):
     outline = is_sound(render(make_record("demo")))
     story = [

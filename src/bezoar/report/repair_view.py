@@ -29,7 +29,7 @@ from bezoar.report.rounds_view import rounds_in_words
 from bezoar.report.scan_view import Figure, Scan, read_scan
 from bezoar.report.synthetic_view import read_synthetic, synthetic_figures
 from bezoar.report.trials_view import Trials, read_aftercare, read_trials
-from bezoar.wording import UNCHANGED, UNMEASURED
+from bezoar.wording import REPAIRED, SIGNS_LEFT, UNCHANGED, UNMEASURED
 
 LARGEST_SHOWN = 12
 MOST_TENSORS = 300
@@ -120,16 +120,14 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
     within = drop is not None and drop <= (most or 0)
     by_force = written and repair.get("forced") is True and not within
     unsure = fields.text(repair.get("judged_on")) in UNLABELLED
-    repaired = UNMEASURED if unsure else "Repaired"
-    if fields.text(repair.get("outcome"), 1000).startswith(UNCHANGED):
-        repaired = UNCHANGED
+    repaired = _heading(fields.text(repair.get("outcome"), 1000))
     title = "Written by force" if by_force else repaired if written else "Not written"
     state = rescan.state if rescan else "unknown" if unsure else "nothing"
     attack = read_attack(repair.get("attack"))
     changes = _changes(repair.get("changes"))
     return Repair(
         title=title,
-        state="suspicious" if by_force or not written else state,
+        state="suspicious" if by_force or not written or title == SIGNS_LEFT else state,
         outcome=_without_title(fields.text(repair.get("outcome"), 1000), title),
         scan=scan,
         rescan=rescan,
@@ -225,6 +223,12 @@ def _figures(
         value = _arrow(scan.smallest_p, rescan.smallest_p) if rescan else scan.smallest_p
         figures.append(Figure("Smallest p-value", value, "of the scan"))
     return figures
+
+
+def _heading(outcome: str) -> str:
+    """How the outcome of a repair that was written begins, which is its heading."""
+    begins = outcome.partition(": ")[0]
+    return begins if begins in (UNMEASURED, SIGNS_LEFT, UNCHANGED) else REPAIRED
 
 
 def _without_title(outcome: str, title: str) -> str:
