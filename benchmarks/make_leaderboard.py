@@ -1,7 +1,7 @@
-"""Writes ``docs/leaderboard.md`` from the result files of ``benchmarks/grid.toml``.
+"""Writes the leaderboards in ``docs`` from the result files of the grids in this folder.
 
-    python benchmarks/make_leaderboard.py           writes the page
-    python benchmarks/make_leaderboard.py --check   fails where it differs from the results
+    python benchmarks/make_leaderboard.py           writes the pages
+    python benchmarks/make_leaderboard.py --check   fails where one differs from the results
 
 Needs no images: the addresses of the runs follow from the grid, the pool and ``images.json``.
 """
@@ -16,11 +16,15 @@ from bezoar import bench
 from bezoar.records import write_text
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "leaderboard.md"
+DOCS = HERE.parent / "docs"
+PAGES = {
+    "grid.toml": "leaderboard.md",
+    "grid_development.toml": "leaderboard_development.md",
+}
 ORIGIN = (
-    "Written by `python benchmarks/make_leaderboard.py` from the files in `benchmarks/grid/runs`, "
-    "which `bezoar bench run benchmarks/grid.toml` makes; the protocol is that of "
-    "[Benchmark](benchmark.md)."
+    "Written by `python benchmarks/make_leaderboard.py` from the files in "
+    "`benchmarks/{folder}/runs`, which `bezoar bench run benchmarks/{grid}` makes; the protocol is "
+    "that of [Benchmark](benchmark.md)."
 )
 
 
@@ -35,17 +39,21 @@ def grid_summary(grid: Path) -> dict[str, Any]:
 def page(grid: Path) -> str:
     """The Markdown of a grid's results."""
     title, _, rest = bench.markdown(grid_summary(grid)).partition("\n")
-    return f"{title}\n\n{ORIGIN}\n{rest}"
+    return f"{title}\n\n{ORIGIN.format(grid=grid.name, folder=grid.stem)}\n{rest}"
 
 
 def main(*, check: bool) -> None:
-    """Writes the page, or compares it."""
-    wanted = page(HERE / "grid.toml")
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted:
-        return
-    if check:
-        sys.exit(f"docs/{PAGE.name} does not show what is in benchmarks/grid; run `make measured`")
-    write_text(PAGE, wanted)
+    """Writes the pages, or compares them."""
+    for grid, name in PAGES.items():
+        file, wanted = DOCS / name, page(HERE / grid)
+        if file.exists() and file.read_text(encoding="utf-8") == wanted:
+            continue
+        if check:
+            folder = Path(grid).stem
+            sys.exit(
+                f"docs/{name} does not show what is in benchmarks/{folder}; run `make measured`"
+            )
+        write_text(file, wanted)
 
 
 if __name__ == "__main__":
