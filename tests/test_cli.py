@@ -1,6 +1,8 @@
 """The commands as users run them, in this process unless the process itself is the point."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +82,26 @@ def test_a_wrong_command_line_names_the_option_and_exits_with_2(arguments, said,
     assert left.value.code == 2
     out, err = capsys.readouterr()
     assert said in err and out == "" and "Traceback" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal")
+@pytest.mark.parametrize("wish", ["", "1"])
+def test_the_help_on_a_terminal_has_colours_unless_nobody_wants_them(wish):
+    import pty  # for this test alone, and not everywhere
+
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"NO_COLOR": wish, "TERM": "xterm", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "bezoar", "inspect", "--help"]
+    text = b""
+    with subprocess.Popen(command, env=environment, stdout=theirs) as process:  # noqa: S603 (ours)
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how a pseudo-terminal ends
+            while part := os.read(ours, 1 << 16):
+                text += part
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"--json" in text
+    assert (b"\x1b[" in text) == (wish == "")
 
 
 def test_the_process_ends_with_the_exit_code(model_files):

@@ -67,6 +67,7 @@ def run(arguments: list[str] | None = None) -> int:
         return OK
     if tuple(given[:2]) in _OF_TWO_WORDS:
         given = [" ".join(given[:2]), *given[2:]]
+    _colour_the_help(not os.environ.get("NO_COLOR"))
     command = tyro.cli(
         Command,
         prog="bezoar",
@@ -97,6 +98,13 @@ def run(arguments: list[str] | None = None) -> int:
             "bezoar: that is a defect of bezoar and no verdict; please report it.", file=sys.stderr
         )
         return UNUSABLE
+
+
+def _colour_the_help(wanted: bool) -> None:
+    """Keeps to no-color.org, which tyro 1.0 does not; a tyro without the switch stays as it is."""
+    switches = getattr(tyro, "_experimental_options", {})
+    if "ansi_codes" in switches:
+        switches["ansi_codes"] = wanted
 
 
 def _silence() -> None:

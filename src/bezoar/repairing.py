@@ -68,7 +68,7 @@ def make_repair(
         return _without_images(given, finding, method, max_accuracy_drop)
     if method is None:
         assert finding is not None  # noqa: S101 (``look_before`` without a method)
-        return _best_of_several(given, given.images, finding, max_accuracy_drop)
+        return _chosen(given, given.images, finding, max_accuracy_drop)
     known, held_out = None, given.images
     if not takes_no_task_image(method):
         known, held_out = _divided(given, given.images)
@@ -98,7 +98,7 @@ def _without_images(
     return Repaired(repair=repair, choice=choice, max_accuracy_drop=max_accuracy_drop)
 
 
-def _best_of_several(
+def _chosen(
     given: Given, images: ImageSet, finding: Finding, max_accuracy_drop: float
 ) -> Repaired:
     """The best of several repairs, or the one that is made as a precaution."""
