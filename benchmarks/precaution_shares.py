@@ -12,33 +12,20 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
-from measured_models import pool_model
-from null_networks import CLEAN_IMAGES
-from pool_methods import POOL, clean_accuracy
+from pool_methods import POOL
+from precaution_looking import look
 from result_file import result_head
 
-from bezoar.accuracy_loss import Baseline
-from bezoar.evaluation import evaluate
 from bezoar.executors import Done, Task, make_executor
-from bezoar.how_far import between
-from bezoar.methods import JointUnlearning
 from bezoar.pools import open_pool
-from bezoar.precaution import SHARES
 from bezoar.records import write_json
-from bezoar.repairing import HELD_OUT
-from bezoar.scanning import scan
-from bezoar.surviving import Survivors
-from bezoar.trying import Unlearning
 
 RESULTS = Path(__file__).parent / "results" / "precaution_shares.json"
-WHOLE = 1.0
 
 
 @dataclass
@@ -54,40 +41,6 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     executor: str = "local:2"
     out: Path = RESULTS
-
-
-def look(*, name: str, seed: int) -> dict[str, Any]:
-    """One network, unlearned and measured at every share of the way."""
-    torch.set_num_threads(1)
-    one = pool_model(name, CLEAN_IMAGES, seed)
-    used = time.process_time()
-    known, held_out = one.clean.split(1 - HELD_OUT, seed=seed)
-    finding = scan(one.classifier, one.clean, seed=seed)
-    first = finding.ranking[0]
-    survivors = Survivors(one.classifier, finding.evidence, (first,), known, held_out, seed=seed)
-    step = Unlearning(JointUnlearning(target_class=first), survivors)
-    repair = step.remove(one.classifier, known, seed=seed)
-    used = time.process_time() - used
-    baseline = Baseline(one.classifier, held_out, seed=seed)
-    shares = []
-    for share in (0.0, *SHARES[::-1], WHOLE):
-        network = between(one.classifier, repair.classifier, share)
-        row: dict[str, Any] = {"share": share, "told": baseline.loss(network).value}
-        if one.attack is None:
-            row["acc"] = clean_accuracy(network, one.test)["value"]
-        else:
-            scores = evaluate(network, one.test, one.attack)
-            row |= {"acc": scores.acc, "asr": scores.asr}
-        shares.append(row)
-    return {
-        "model": name,
-        "seed": seed,
-        **{key: one.facts[key] for key in ("status", "attack", "target")},
-        "verdict": finding.verdict.value,
-        "first": first,
-        "processor seconds": used,
-        "shares": shares,
-    }
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
