@@ -8,9 +8,9 @@ import torch
 from msgspec.structs import replace
 from true_patch import Patch
 
-from bezoar import aftercare, how_far, surviving, trying
+from bezoar import aftercare, choosing, how_far, surviving, trying
 from bezoar.accuracy_loss import accuracy_loss
-from bezoar.aftercare import residual_risk, retuning_probe, signs_of_backdoor
+from bezoar.aftercare import Probe, residual_risk, retuning_probe, signs_of_backdoor
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
@@ -108,6 +108,42 @@ def test_a_balance_that_leaves_nothing_to_gain_ends_the_search_beyond_two_points
     assert len(trials) == 2
     monkeypatch.setattr(trying, "ENOUGH", trials[0].weighed.score)
     assert len(bench(*twice)[1]) == 1
+
+
+def test_a_repair_that_only_covers_the_backdoor_up_does_not_end_the_search(bench, monkeypatch):
+    """Fine-tuning uncovers it; what a trigger carries then counts for what it carries now."""
+
+    def tuned(repaired, known, survivors, left, *, seed, progress):
+        probed.append(repaired)
+        return Probe(left.worst, 0.8 if repaired is GIFTS["twin"] else left.worst)
+
+    probed = []
+    monkeypatch.setattr(trying, "retuning_probe", tuned)
+    GIFTS["other"] = GIFTS["twin"].copy()
+    best, trials = bench((Gives(gift="twin"),), (Gives(gift="planted"),), (Ends(gift="other"),))
+    covered, live, other = trials
+    assert best is other and probed == [GIFTS["twin"], GIFTS["other"]]
+    assert covered.survival.removed and not covered.weighed.removed and covered.weighed.returned
+    assert covered.weighed.worst == 0.8 and covered.weighed.score == pytest.approx(
+        0.4 + max(0.0, covered.weighed.drop)
+    )
+    assert not covered.weighed.sufficient and other.weighed.sufficient
+    assert live.probe is None, "it could not be kept"
+    rows = [trial.as_record() for trial in trials]
+    assert [row["returned"] for row in rows] == [True, None, False]
+    assert rows[0]["tuned"] == 0.8 and rows[1]["tuned"] is None
+    assert choosing.best_of(trials, other).reason.endswith("no sign is left.")
+    assert choosing.best_of(trials[:1], covered).reason.endswith("has the best balance.")
+
+
+def test_a_covered_backdoor_is_kept_before_one_that_is_more_alive(bench, monkeypatch):
+    def tuned(_repaired, _known, _survivors, left, **_options):
+        return Probe(left.worst, 0.8 if left.worst < 0.1 else left.worst)
+
+    monkeypatch.setattr(trying, "retuning_probe", tuned)
+    best, trials = bench((Gives(gift="planted"),), (Gives(gift="twin"),))
+    assert best is trials[1] and best.weighed.returned
+    assert trials[0].weighed.worst >= 0.95, "0.8 after a tuning is the lesser evil"
 
 
 def test_a_balance_counts_only_within_the_limit(bench, monkeypatch):
@@ -355,11 +391,11 @@ def test_a_backdoor_that_comes_back_with_tuning_is_told(digits):
     )
     left = survivors.after(digits.twin)
     safe = retuning_probe(digits.twin, known, survivors, left, seed=0)
-    assert not safe["returned"] and safe["before"] <= 0.1
-    assert "does not bring it back" in safe["sentence"]
+    assert not safe.returned and safe.before <= 0.1
+    assert "does not bring it back" in safe.sentence
     poisoned = digits.attack.poison(digits.train, 0.2, seed=0).images
     bad = retuning_probe(digits.twin, poisoned, survivors, left, seed=0)
-    assert bad["returned"] and bad["after"] >= 0.3 and "brings it back" in bad["sentence"]
+    assert bad.returned and bad.after >= 0.3 and "brings it back" in bad.sentence
 
 
 def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits):
@@ -394,7 +430,7 @@ def test_a_probe_that_cannot_be_made_does_not_cost_the_repair(digits, monkeypatc
     known, held_out = digits.clean.split(0.8, seed=0)
     survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
     probe = retuning_probe(digits.twin, known, survivors, Survival({"a": 0.2}, {}), seed=0)
-    assert probe["returned"] is None and "could not be tried: it diverged" in probe["sentence"]
+    assert probe.returned is None and "could not be tried: it diverged" in probe.sentence
 
 
 def test_the_line_on_risk_names_every_sign():

@@ -10,6 +10,7 @@ recovered are put on held-out images before and after. The probe is ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bezoar.classifier import Classifier
@@ -22,6 +23,50 @@ PROBE = Recipe(epochs=3, batch_size=32, learning_rate=0.01, schedule="constant",
 BACK = 0.3  # a trigger that carries this much again is back
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What a few steps of ordinary fine-tuning do to a repair.
+
+    Attributes:
+        before: the largest share of held-out images that a recovered trigger carries, as it is.
+        after: the same after the tuning; None where that could not be made.
+        failure: why it could not.
+    """
+
+    before: float
+    after: float | None
+    failure: str = ""
+
+    @property
+    def returned(self) -> bool | None:
+        """Whether it brings the backdoor back; None where it could not be tried."""
+        if self.after is None:
+            return None
+        return self.after >= BACK and self.after > self.before + DEAD
+
+    @property
+    def sentence(self) -> str:
+        """What was seen."""
+        if self.after is None:
+            return f"Whether fine-tuning brings it back could not be tried: {self.failure}."
+        does = "brings it back" if self.returned else "does not bring it back"
+        return (
+            f"Fine-tuning {does}: the recovered triggers carry {100 * self.before:.0f} % of "
+            f"held-out images before and {100 * self.after:.0f} % after {PROBE.epochs} epochs of "
+            "ordinary fine-tuning."
+        )
+
+    def as_record(self) -> dict[str, Any]:
+        """The figures, and the sentence."""
+        return {
+            "recipe": {"epochs": PROBE.epochs, "learning_rate": PROBE.learning_rate},
+            "before": self.before,
+            "after": self.after,
+            "returned": self.returned,
+            "sentence": self.sentence,
+        }
+
+
 def retuning_probe(
     repaired: Classifier,
     known: ImageSet,
@@ -30,8 +75,10 @@ def retuning_probe(
     *,
     seed: int,
     progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """What recovered triggers carry before and after a few steps of ordinary fine-tuning.
+) -> Probe:
+    """Tunes a copy for a few steps and puts the recovered triggers on held-out images.
+
+    Where the tuning cannot be made, the probe says so: it must not cost the repair.
 
     Args:
         repaired: stays as it is.
@@ -40,38 +87,13 @@ def retuning_probe(
         left: what of them is left in ``repaired``.
         seed: of the tuning.
         progress: called with what is done and its share.
-
-    Returns:
-        The figures, whether it returned, and a sentence. Where the tuning cannot be made, only the
-        sentence says something: it must not cost the repair.
     """
-    recipe = {"epochs": PROBE.epochs, "learning_rate": PROBE.learning_rate}
     tuned = repaired.copy()
     try:
         fit(tuned, known, PROBE, seed=seed, progress=progress, what="trying a few steps of tuning")
     except InputError as error:
-        return {
-            "recipe": recipe,
-            "before": left.worst,
-            "after": None,
-            "returned": None,
-            "sentence": f"Whether fine-tuning brings it back could not be tried: {error}.",
-        }
-    before, after = left.worst, survivors.worst(tuned)
-    returned = after >= BACK and after > before + DEAD
-    told = f"the recovered triggers carry {100 * before:.0f} % of held-out images before and "
-    told += f"{100 * after:.0f} % after {PROBE.epochs} epochs of ordinary fine-tuning"
-    return {
-        "recipe": recipe,
-        "before": before,
-        "after": after,
-        "returned": returned,
-        "sentence": (
-            f"Fine-tuning brings it back: {told}."
-            if returned
-            else f"Fine-tuning does not bring it back: {told}."
-        ),
-    }
+        return Probe(left.worst, None, str(error))
+    return Probe(left.worst, survivors.worst(tuned))
 
 
 NOTHING_TO_WATCH = (

@@ -63,7 +63,7 @@ def best_of(trials: Sequence[Trial], best: Trial) -> Choice:
     """
     count = len(trials)
     tried = f"{count} repairs were tried" if count > 1 else "One repair was tried"
-    if best.survival is not None and best.survival.removed:
+    if best.weighed is not None and best.weighed.removed:
         return Choice(best.method, f"{tried}; after this one ({best.name}) no sign is left.")
     return Choice(best.method, f"{tried}; this one ({best.name}) has the best balance.")
 

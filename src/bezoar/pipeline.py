@@ -199,11 +199,11 @@ def _cared_for(
     if finding is not None and finding.verdict is Verdict.NOTHING_FOUND:
         risk = NOTHING_TO_WATCH
         return {"survival": left.as_record(), "probe": None, "signs": [], "risk": risk}
-    probe = retuning_probe(
+    probe = (made.kept and made.kept.probe) or retuning_probe(
         repaired, made.known, made.survivors, left, seed=given.seed, progress=given.progress
     )
     # All witnesses know better than the quick look at a trial.
-    stands_out, returned = _stands_out(left, rescan), probe["returned"]
+    stands_out, returned = _stands_out(left, rescan), probe.returned
     signs = signs_of_backdoor(stands_out=stands_out, returned=returned, worst=left.worst)
     risk = residual_risk(
         signs,
@@ -211,7 +211,12 @@ def _cared_for(
         tuned=returned is not None,
         labelled=given.images is not None and given.images.labels is not None,
     )
-    return {"survival": left.as_record(), "probe": probe, "signs": signs, "risk": risk}
+    return {
+        "survival": left.as_record(),
+        "probe": probe.as_record(),
+        "signs": signs,
+        "risk": risk,
+    }
 
 
 def _signs_left(

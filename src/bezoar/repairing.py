@@ -98,9 +98,7 @@ def _without_images(
     return Repaired(repair=repair, choice=choice, max_accuracy_drop=max_accuracy_drop)
 
 
-def _chosen(
-    given: Given, images: ImageSet, finding: Finding, max_accuracy_drop: float
-) -> Repaired:
+def _chosen(given: Given, images: ImageSet, finding: Finding, max_accuracy_drop: float) -> Repaired:
     """The best of several repairs, or the one that is made as a precaution."""
     found = finding.verdict is not Verdict.NOTHING_FOUND
     limit = max_accuracy_drop if found else min(precaution.LIMIT, max_accuracy_drop)

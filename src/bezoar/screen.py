@@ -121,7 +121,7 @@ def print_trials(record: dict[str, Any]) -> None:
             name,
             f"{100 * trial['accuracy_drop']:.1f}",
             f"{100 * left['worst']:.0f} %",
-            signs_left(left["removed"]),
+            signs_left(left["removed"], trial["returned"]),
             f"{trial['seconds']:.0f}",
         )
     plain_console().print(table)

@@ -12,7 +12,9 @@ where worst is the largest share that a recovered trigger still carries and drop
 accuracy (``accuracy_loss``): the first two terms are what DER takes off with recovered triggers for
 the attacker's. Repairs beyond the user's limit come last. By these two terms each repair also
 decides how far to go on its way (``how_far``), and one that they already put behind the best one is
-not looked at afresh.
+not looked at afresh. One that would be kept is tuned for a few steps (``aftercare``): where that
+brings the backdoor back, the repair only covers it up. Then worst is the share after the tuning,
+and the search goes on.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from bezoar.accuracy_loss import AccuracyLoss, Baseline
+from bezoar.aftercare import Probe, retuning_probe
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.how_far import walk
@@ -103,11 +106,13 @@ class Weighed:
         loss: of accuracy, on held-out images.
         survival: what of the backdoor is left.
         limit: largest loss of accuracy of a sufficient repair, in [0, 1].
+        probe: what a few steps of tuning do to it; None where it was not tried.
     """
 
     loss: AccuracyLoss
     survival: Survival
     limit: float
+    probe: Probe | None = None
 
     @property
     def drop(self) -> float:
@@ -120,10 +125,27 @@ class Weighed:
         return self.drop > self.limit + 1e-12
 
     @property
+    def returned(self) -> bool:
+        """Whether a few steps of tuning bring the backdoor back."""
+        return self.probe is not None and self.probe.returned is True
+
+    @property
+    def removed(self) -> bool:
+        """Whether nothing of the backdoor is seen any more, nor comes back with tuning."""
+        return self.survival.removed and not self.returned
+
+    @property
+    def worst(self) -> float:
+        """The largest share that a trigger carries, after the tuning where that brings it back."""
+        left = self.survival.worst
+        after = self.probe.after if self.probe is not None and self.probe.returned else None
+        return left if after is None else after
+
+    @property
     def score(self) -> float:
-        """The smaller, the better; a fresh look can only add to it."""
+        """The smaller, the better; a fresh look and a probe can only add to it."""
         stands_out = STANDS_OUT if self.survival.stands_out else 0.0
-        return self.survival.worst / 2 + max(0.0, self.drop) + stands_out
+        return self.worst / 2 + max(0.0, self.drop) + stands_out
 
     @property
     def balance(self) -> float:
@@ -135,8 +157,8 @@ class Weighed:
         """Whether nothing better is looked for."""
         if self.beyond:
             return False
-        nothing_to_gain = self.survival.worst <= DEAD and self.score <= ENOUGH
-        return nothing_to_gain or (self.survival.removed and self._cheap)
+        nothing_to_gain = self.worst <= DEAD and self.score <= ENOUGH
+        return nothing_to_gain or (self.removed and self._cheap)
 
     @property
     def may_suffice(self) -> bool:
@@ -184,6 +206,11 @@ class Trial:
         """What of the backdoor is left; None where there is no repair."""
         return self.weighed.survival if self.weighed else None
 
+    @property
+    def probe(self) -> Probe | None:
+        """What a few steps of tuning do to it; None where that was not tried."""
+        return self.weighed.probe if self.weighed else None
+
     def as_record(self) -> dict[str, Any]:
         """A row of the table of what was tried."""
         loss = self.weighed and self.weighed.loss
@@ -194,6 +221,8 @@ class Trial:
             "accuracy_drop": loss and loss.value,
             "loss": loss and loss.as_record(),
             "survival": self.survival and self.survival.as_record(),
+            "tuned": self.probe and self.probe.after,
+            "returned": self.probe and self.probe.returned,
             "score": self.weighed and self.weighed.score,
             "seconds": self.seconds,
             "failure": self.failure or None,
@@ -284,6 +313,10 @@ def try_repairs(
         if weighed.may_suffice or weighed.balance < least:
             looked = survivors.look(network, weighed.survival)
             weighed = dataclasses.replace(weighed, survival=looked)
+        if weighed.sufficient or weighed.balance < least:
+            left = weighed.survival
+            probe = retuning_probe(network, known, survivors, left, seed=seed, progress=progress)
+            weighed = dataclasses.replace(weighed, probe=probe)
         repair = done[steps] = dataclasses.replace(repair, classifier=network)
         trial = Trial(steps, repair, weighed, share, time.perf_counter() - started)
         trials.append(trial)

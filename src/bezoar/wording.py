@@ -52,18 +52,21 @@ def repair_in_words(steps: Sequence[str], share: float) -> str:
     return ", then ".join(steps) + ("" if share == 1 else f", {share:g} of the way")
 
 
-def signs_left(removed: object) -> str:
+def signs_left(removed: object, returned: object = None) -> str:
     """Whether a repair leaves signs of the backdoor, in a word for a table.
 
     Args:
         removed: of a record; None where the repair was not looked at afresh, as it could not win.
+        returned: likewise, whether a few steps of tuning bring the backdoor back.
 
-    >>> signs_left(True), signs_left(False), signs_left(None)
-    ('no', 'yes', 'not looked')
+    >>> signs_left(True), signs_left(False), signs_left(None), signs_left(True, True)
+    ('no', 'yes', 'not looked', 'after tuning')
     """
     if removed is None:
         return "not looked"
-    return "no" if removed is True else "yes"
+    if removed is not True:
+        return "yes"
+    return "after tuning" if returned is True else "no"
 
 
 def within_a_sentence(title: str) -> str:

@@ -63,6 +63,6 @@ def _row(trial: Mapping[str, Any]) -> list[str]:
         words.points(fields.number(trial.get("accuracy_drop")) or 0.0),
         words.percent(fields.number(left.get("worst"))),
         words.p_value(smallest),
-        signs_left(left.get("removed", False)),
+        signs_left(left.get("removed", False), trial.get("returned")),
         words.seconds(seconds),
     ]

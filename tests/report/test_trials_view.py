@@ -1,0 +1,34 @@
+"""The table of the repairs that were tried."""
+
+import pytest
+
+from bezoar.report.trials_view import HEADER, read_trials
+
+
+def trial(**more):
+    survival = {"worst": 0.02, "p_values": {"4": 0.6}, "removed": True}
+    known = {"steps": ["sau"], "share": 0.9, "accuracy_drop": 0.012, "seconds": 8.0}
+    return known | {"survival": survival | more.pop("survival", {}), "returned": False} | more
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({}, "no"),
+        ({"returned": True}, "after tuning"),
+        ({"returned": None}, "no"),
+        ({"returned": True, "survival": {"removed": False}}, "yes"),
+        ({"returned": None, "survival": {"removed": None}}, "not looked"),
+    ],
+)
+def test_the_signs_that_a_repair_leaves(told, said):
+    table = read_trials({"trials": [trial(**told)], "kept": 0})
+    assert table.header == HEADER and table.marked == [True]
+    ((name, *_, signs, _seconds),) = table.rows
+    assert name == "sau, 0.9 of the way" and signs == said
+
+
+def test_a_method_that_could_not_be_used_says_why():
+    failed = {"steps": ["tac"], "share": 1.0, "survival": None, "failure": "not this network"}
+    table = read_trials({"trials": [failed, trial()], "kept": 1})
+    assert table.rows[0][0] == "tac: not this network" and table.marked == [False, True]
