@@ -15,8 +15,10 @@ Ours. What is the work of others is told where it stands: ``weights`` and ``mm-b
 Assumes one target class that the weights betray, and BatchNorm, without which nothing makes the
 images resemble the training images. Data: none. Layers: any. Known failures: those of
 ``joint-unlearning``; a target that the weights do not betray: another class is unlearned, which
-changes little; many classes, of which some get no image. Accuracy cannot be measured without
-images: what is told is how often both networks agree on images made up.
+changes little; many classes, of which some get no image; of four third-party networks, whose class
+was named rightly, it left the backdoor of the three that resemble a VGG (ASR 67, 93 and 97 %) and
+removed that of a residual one. Accuracy cannot be measured without images: what is told is how
+often both networks agree on images made up.
 """
 
 from __future__ import annotations
