@@ -137,9 +137,8 @@ class Weighed:
     @property
     def worst(self) -> float:
         """The largest share that a trigger carries, after the tuning where that brings it back."""
-        left = self.survival.worst
         after = self.probe.after if self.probe is not None and self.probe.returned else None
-        return left if after is None else after
+        return self.survival.worst if after is None else after
 
     @property
     def score(self) -> float:

@@ -123,11 +123,13 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
     repaired = _heading(fields.text(repair.get("outcome"), 1000))
     title = "Written by force" if by_force else repaired if written else "Not written"
     state = rescan.state if rescan else "unknown" if unsure else "nothing"
+    if title == SIGNS_LEFT and state == "nothing":
+        state = "suspicious"
     attack = read_attack(repair.get("attack"))
     changes = _changes(repair.get("changes"))
     return Repair(
         title=title,
-        state="suspicious" if by_force or not written or title == SIGNS_LEFT else state,
+        state="suspicious" if by_force or not written else state,
         outcome=_without_title(fields.text(repair.get("outcome"), 1000), title),
         scan=scan,
         rescan=rescan,
