@@ -29,11 +29,12 @@ from typing import Any, Literal
 
 import tyro
 from automatic_looking import look
+from finished_tasks import finished
 from measured_models import third_party_names
 from pool_methods import POOL
 from result_file import result_head
 
-from bezoar.executors import Done, Task, make_executor
+from bezoar.executors import Task
 from bezoar.pools import open_pool
 from bezoar.records import write_json
 
@@ -190,13 +191,9 @@ def main(options: Options) -> None:
     done |= result_head(
         __file__, "Cleaning without naming a method", "one thread a model, other work beside it"
     )
-    for key, outcome in make_executor(options.executor, timeout_s=3600, reuse=True).run(tasks):
-        if not isinstance(outcome, Done):
-            print(key, outcome.message, outcome.traceback, flush=True)
-            continue
-        runs.append(outcome.value)
+    for key, row in finished(tasks, options.executor):
+        runs.append(row)
         _write(options.out, done, runs)
-        row = outcome.value
         print(
             key,
             row["verdict"],

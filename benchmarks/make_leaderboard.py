@@ -49,10 +49,7 @@ def main(*, check: bool) -> None:
         if file.exists() and file.read_text(encoding="utf-8") == wanted:
             continue
         if check:
-            folder = Path(grid).stem
-            sys.exit(
-                f"docs/{name} does not show what is in benchmarks/{folder}; run `make measured`"
-            )
+            sys.exit(f"docs/{name} does not show the results of {grid}; run `make measured`")
         write_text(file, wanted)
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from finished_tasks import finished
 from pool_methods import POOL
 from precaution_looking import look
 from result_file import result_head
 
-from bezoar.executors import Done, Task, make_executor
+from bezoar.executors import Task
 from bezoar.pools import open_pool
 from bezoar.records import write_json
 
@@ -90,15 +91,10 @@ def main(options: Options) -> None:
     head = result_head(
         __file__, "A part of the way of a precaution", "one thread a model, other work beside it"
     )
-    for key, outcome in make_executor(options.executor, timeout_s=3600, reuse=True).run(tasks):
-        if not isinstance(outcome, Done):
-            print(key, outcome.message, outcome.traceback, flush=True)
-            continue
-        runs.append(outcome.value)
+    for key, row in finished(tasks, options.executor):
+        runs.append(row)
         write_json(options.out, head | {"summary": summary(runs), "runs": runs})
-        print(key, outcome.value, flush=True)
-    if runs:
-        write_json(options.out, head | {"summary": summary(runs), "runs": runs})
+        print(key, row, flush=True)
 
 
 if __name__ == "__main__":

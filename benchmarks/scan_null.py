@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from finished_tasks import finished
 from measured_models import third_party_names
 from pool_methods import POOL
 from result_file import result_head
 from witness_looking import look
 
-from bezoar.executors import Done, Task, make_executor
+from bezoar.executors import Task
 from bezoar.pools import open_pool
 from bezoar.records import to_json, write_json, write_text
 
@@ -137,15 +138,11 @@ def main(options: Options) -> None:
         "What the witnesses of a scan say of many networks",
         "one thread a network, other work beside it",
     )
-    executor = make_executor(options.executor, timeout_s=3600, reuse=True)
-    for key, outcome in executor.run(tasks(options, runs)):
-        if not isinstance(outcome, Done):
-            print(key, outcome.message, outcome.traceback, flush=True)
-            continue
+    for key, row in finished(tasks(options, runs), options.executor):
         before = runs.get(key, {"witnesses": {}})["witnesses"]
-        runs[key] = outcome.value | {"witnesses": before | outcome.value["witnesses"]}
+        runs[key] = row | {"witnesses": before | row["witnesses"]}
         write_text(RESULTS, json.dumps(to_json(done | {"runs": list(runs.values())})) + "\n")
-        print(key, {w: min(f["p"]) for w, f in outcome.value["witnesses"].items()}, flush=True)
+        print(key, {w: min(f["p"]) for w, f in row["witnesses"].items()}, flush=True)
     done |= {"runs": list(runs.values()), "summary": by_task(runs.values())}
     complete = [r for r in done["runs"] if set(WITNESSES) <= set(r["witnesses"])]
     null = {"version": VERSION, "networks": null_networks(complete)}
