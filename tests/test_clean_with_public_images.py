@@ -209,5 +209,5 @@ def test_odd_words_fall_back_to_those_that_always_fit(odd, digits):
     told = {"agreement": TOLD["agreement"], "measured_on": odd}
     repair = Repair(digits.planted.copy(), told)
     judged = judge_repair(digits.planted, repair, None, max_accuracy_drop=0.05)
-    assert "of 1000 synthetic images with" in judged.sentence
-    assert "generated triggers are not the attacker's" in judged.sentence
+    assert "of 1000 synthetic images with" in judged.told
+    assert "generated triggers are not the attacker's" in judged.told

@@ -269,7 +269,7 @@ def answering(classes=100, wrong=0):
 def test_the_bound_is_the_share_of_changed_answers(wrong, limit, said):
     (before, images), (after, _) = answering(), answering(wrong=wrong)
     judged = judge_repair(before, Repair(after, {}), images, max_accuracy_drop=limit)
-    assert judged.accepted and said in judged.sentence
+    assert judged.accepted and said in judged.told
 
 
 def test_the_bound_holds_whatever_the_labels_are():
@@ -289,7 +289,7 @@ def test_a_bound_is_rounded_up():
     images = ImageSet(torch.arange(3, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 2))
     (before, _), (after, _) = answering(), answering(wrong=1)
     judged = judge_repair(before, Repair(after, {}), images, max_accuracy_drop=0.05)
-    assert "more than 33.4 points" in judged.sentence, "a third"
+    assert "more than 33.4 points" in judged.told, "a third"
 
 
 def nan_weights(classifier):
@@ -305,15 +305,14 @@ def test_a_ruined_network_is_not_accepted_however_little_is_known(images, digits
     planted = digits.planted
     planted.trace((1, 8, 8))
     judged = judge_repair(planted, Repair(nan_weights(planted), {}), given, max_accuracy_drop=0.05)
-    assert not judged.accepted
-    assert judged.sentence.startswith(
-        "Not accepted: the repaired network holds values that are not finite numbers. Accuracy "
-        "was not measured: "
+    assert judged.heading == "Not accepted" and not judged.accepted
+    assert judged.told.startswith(
+        "the repaired network holds values that are not finite numbers. Accuracy was not measured: "
     )
     if given is not None:
         far = Shake(size=50.0).remove(planted)
         judged = judge_repair(planted, far, given, max_accuracy_drop=0.05)
-        assert not judged.accepted and "no better than chance" in judged.sentence
+        assert not judged.accepted and "no better than chance" in judged.told
 
 
 def test_synthetic_agreement_at_chance_is_not_accepted(digits):

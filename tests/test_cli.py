@@ -340,7 +340,9 @@ def test_clean_without_a_method_leaves_a_model_with_nothing_found_as_it_is(
     code, record = record_of("clean", model_files / "twin.toml", *images(model_files), "--out", out)
     assert code == 0 and record["untouched"] and record["written"]
     assert same_tensors(out, model_files / "twin.safetensors")
-    assert "Left untouched" in (tmp_path / "same.report.html").read_text()
+    page = (tmp_path / "same.report.html").read_text()
+    assert "<bdi>Left untouched</bdi></h1>" in page and "no proof" in page
+    assert "epaired" not in page and "The repair" not in page, "nothing was"
 
 
 def test_clean_scans_with_the_methods_that_are_named(record_of, model_files, tmp_path):

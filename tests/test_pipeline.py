@@ -348,7 +348,8 @@ def test_without_a_method_a_model_with_nothing_found_comes_back_untouched(digits
     assert repair.record["untouched"] and repair.record["accepted"]
     assert repair.classifier.network is not digits.twin.network
     assert same_weights(repair.classifier, digits.twin)
-    assert "Left untouched" in repair.record["outcome"]
+    assert repair.record["heading"] == "Left untouched"
+    assert repair.record["outcome"].startswith("Left untouched: the scan found nothing")
     assert "no proof" in repair.record["outcome"]
     plain(repair.record)
 
@@ -438,6 +439,7 @@ def test_a_repair_that_changes_nothing_says_so(digits):
     assert record["changes"] == []
     assert record["accuracy_drop"] == pytest.approx(0, abs=1e-6)
     assert record["agreement"]["value"] == 1
+    assert record["heading"] == "Nothing changed"
     assert record["outcome"].startswith("Nothing changed: witness left the network as it was. ")
     assert record["rescan"] == record["scan"], "one verdict for one network"
     assert "The scan's verdict stands: backdoor found." in record["outcome"]
@@ -448,7 +450,8 @@ def test_a_repair_that_leaves_the_backdoor_is_headed_so(digits, planted_repair):
     idle = FineTuning(recipe=Recipe(epochs=1, learning_rate=1e-6))
     record = pipeline.clean(digits.planted, digits.clean, method=idle).record
     assert record["accepted"], "it costs no accuracy"
-    assert record["outcome"].startswith("Repaired, signs of the backdoor left: accuracy ")
+    assert record["heading"] == "Repaired, signs of the backdoor left"
+    assert record["outcome"].startswith(f"{record['heading']}: accuracy ")
     assert any("trigger still carries" in sign for sign in record["aftercare"]["signs"])
     assert all(sign in record["aftercare"]["risk"] for sign in record["aftercare"]["signs"])
     assert planted_repair.record["outcome"].startswith("Repaired: accuracy ")

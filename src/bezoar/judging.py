@@ -30,7 +30,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import Repair
 from bezoar.metrics import Rate, agreement
-from bezoar.wording import REPAIRED, UNMEASURED, measured_on
+from bezoar.wording import NOT_ACCEPTED, REPAIRED, UNMEASURED, measured_on
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,19 @@ class Judged:
     """What is known of a repair.
 
     Attributes:
-        accepted: whether it may be written.
-        sentence: begins with "Repaired", "Repaired, accuracy not measured" or "Not accepted".
+        heading: "Repaired", "Repaired, accuracy not measured" or "Not accepted".
+        told: what was measured, or why not.
         record: the figures behind it, None where they were not measured.
     """
 
-    accepted: bool
-    sentence: str
+    heading: str
+    told: str
     record: dict[str, Any]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it may be written."""
+        return self.heading != NOT_ACCEPTED
 
 
 def judge_repair(
@@ -113,7 +118,7 @@ def _by_accuracy(because: str, loss: AccuracyLoss, record: dict[str, Any]) -> Ju
         "accuracy_drop": loss.value,
         "loss": loss.as_record(),
     }
-    return Judged(accepted, f"{REPAIRED if accepted else 'Not accepted'}: {told}", record)
+    return Judged(REPAIRED if accepted else NOT_ACCEPTED, told, record)
 
 
 def _lost(loss: AccuracyLoss) -> str:
@@ -124,9 +129,8 @@ def _lost(loss: AccuracyLoss) -> str:
 
 def _without_accuracy(because: str, told: str, record: dict[str, Any]) -> Judged:
     if because:
-        sentence = f"Not accepted: {because}Accuracy was not measured: {told}"
-        return Judged(False, sentence, record)
-    return Judged(True, f"{UNMEASURED}: {told}", record)
+        return Judged(NOT_ACCEPTED, f"{because}Accuracy was not measured: {told}", record)
+    return Judged(UNMEASURED, told, record)
 
 
 def _ruined(before: Classifier, repair: Repair, same: Mapping[str, Any] | None) -> str:

@@ -26,7 +26,6 @@ from bezoar.looking import look_again, look_before
 from bezoar.methods import Method, Repair, methods
 from bezoar.repair_record import changes, method_record, public_record, wrapped
 from bezoar.repairing import Repaired, make_repair
-from bezoar.scan_record import no_proof
 from bezoar.scanning import AUTO as AUTO
 from bezoar.scanning import Finding as Finding
 from bezoar.scanning import Witnesses, describe
@@ -35,7 +34,7 @@ from bezoar.scanning import scan as scan
 from bezoar.surviving import Survival
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Verdict
-from bezoar.wording import REPAIRED, SIGNS_LEFT, UNCHANGED
+from bezoar.wording import NO_PROOF, REPAIRED, SIGNS_LEFT, UNCHANGED, UNTOUCHED
 
 
 def clean(
@@ -109,7 +108,7 @@ def clean(
     }
     may_stay = asked is None and not precaution
     if may_stay and finding is not None and finding.verdict is Verdict.NOTHING_FOUND:
-        record |= _untouched(finding) | _seconds(started)
+        record |= _untouched() | _seconds(started)
         return Repair(classifier.copy(), record, finding.evidence)
     made = make_repair(given, finding, asked, max_accuracy_drop=max_accuracy_drop)
     record |= _judged(given, finding, made) | _seconds(started)
@@ -126,15 +125,18 @@ def _without_labels(
     return public
 
 
-def _untouched(finding: Finding) -> dict[str, Any]:
+def _untouched() -> dict[str, Any]:
     """The record of a model in which nothing was found."""
-    outcome = "Left untouched: the scan found nothing, and no method was asked for. "
-    outcome += no_proof(finding.evidence)
+    outcome = (
+        f"{UNTOUCHED}: the scan found nothing, and no method was asked for, so the weights are as "
+        f"they were. {NO_PROOF}."
+    )
     return {
         "accepted": True,
         "untouched": True,
         "judged_on": "no repair",
         "accuracy_drop": 0.0,
+        "heading": UNTOUCHED,
         "outcome": outcome,
     }
 
@@ -154,23 +156,24 @@ def _judged(given: Given, finding: Finding | None, made: Repaired) -> dict[str, 
         seed=given.seed,
     )
     front, changed = wrapped(before, repair.classifier), changes(before, repair.classifier)
-    outcome, rescan, again = judged.sentence, None, ""
+    heading, told, rescan, again = judged.heading, judged.told, None, ""
     if front is None and not changed:
-        if judged.accepted:  # else the sentence says why not
-            outcome = f"{UNCHANGED}: {made.choice.method.name} left the network as it was."
+        if judged.accepted:  # else it is told why not
+            heading, told = UNCHANGED, f"{made.choice.method.name} left the network as it was."
         if finding is not None and given.images is not None:
             rescan, again = finding, f"The scan's verdict stands: {finding.verdict.value}."
     elif given.images is not None and finding is not None:
         rescan, again = look_again(given, repair.classifier, behind_purifier=front is not None)
     care = _cared_for(given, finding, made, rescan)
-    if outcome.startswith(f"{REPAIRED}: ") and _signs_left(finding, care, rescan):
-        outcome = SIGNS_LEFT + outcome.removeprefix(REPAIRED)
+    if heading == REPAIRED and _signs_left(finding, care, rescan):
+        heading = SIGNS_LEFT
     total, judging = (0 if s is None else len(s) for s in (given.images, made.held_out))
-    told = (outcome, again, care["risk"] if care else "")
+    sentences = (f"{heading}: {told}", again, care["risk"] if care else "")
     return judged.record | {
         "accepted": judged.accepted,
         "untouched": False,
-        "outcome": " ".join(part for part in told if part),
+        "heading": heading,
+        "outcome": " ".join(sentence for sentence in sentences if sentence),
         "method": method_record(made.choice.method, made.choice.reason),
         "trials": [trial.as_record() for trial in made.trials],
         "kept": None if made.kept is None else made.trials.index(made.kept),

@@ -86,11 +86,11 @@ def _limits_of(judgement: Judgement, evidence: Sequence[Evidence]) -> list[str]:
     told = [combined.in_words()] if combined.witnesses > 1 or combined.contradicted else []
     told.append(_power(evidence))
     if judgement.verdict is Verdict.NOTHING_FOUND:
-        told.append(no_proof(evidence))
+        told.append(_no_proof(evidence))
     return told
 
 
-def no_proof(evidence: Sequence[Evidence]) -> str:
+def _no_proof(evidence: Sequence[Evidence]) -> str:
     """What a scan that finds nothing leaves open."""
     looked_for = ", or that ".join(dict.fromkeys(e.told.looks_for for e in evidence))
     return (

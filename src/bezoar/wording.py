@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# How the outcome of a repair that was written begins, and the report's heading.
+# How the outcome of ``clean`` begins; of a repair that was written, the report's heading, too.
 REPAIRED = "Repaired"
 UNMEASURED = "Repaired, accuracy not measured"
 SIGNS_LEFT = "Repaired, signs of the backdoor left"  # by a new scan, old triggers, or a re-tuning
 UNCHANGED = "Nothing changed"  # the network is as it was
+UNTOUCHED = "Left untouched"  # nothing was found, and nothing was asked for
+NOT_ACCEPTED = "Not accepted"
 NO_PROOF = "This is no proof that the model has no backdoor"  # where nothing was found
 
 

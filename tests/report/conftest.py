@@ -184,6 +184,7 @@ def _clean(classes: int, verdict: str) -> dict[str, Any]:
             },
         ],
         "rescan": _scan(classes, "nothing found"),
+        "heading": "Repaired",
         "outcome": "Repaired: accuracy 84.8 → 83.6 % on 250 held-out images; written to "
         "cleaned.safetensors.",
     }

@@ -154,13 +154,13 @@ def test_unwritten_and_forced_repairs_say_so(make_record):
 
 
 @pytest.mark.parametrize(
-    "heading", ["Nothing changed", "Repaired, signs of the backdoor left", "Repaired"]
+    "heading", ["Nothing changed", "Left untouched", "Repaired, signs of the backdoor left"]
 )
-def test_the_heading_is_how_the_outcome_begins(heading, make_record):
-    record = make_record("clean") | {"outcome": f"{heading}: the rest of it."}
+def test_the_heading_is_the_records_and_not_said_twice(heading, make_record):
+    record = make_record("clean") | {"heading": heading, "outcome": f"{heading}: the rest of it."}
     outline = is_sound(render(record))
     assert outline.headings[0] == heading
-    assert "The rest of it." in outline.text
+    assert "The rest of it." in outline.text and f"{heading}: the rest" not in outline.text
 
 
 def test_demo_tells_the_story_before_the_control(make_record):

@@ -111,7 +111,8 @@ def _headline(
     if kind == "scan" and scan:
         return scan.verdict, scan.state, scan.sentence, scan.figures
     if kind == "clean" and repair:
-        return repair.title, repair.state, repair.outcome, repair.figures
+        figures = [] if repair.untouched else repair.figures  # the scan's stand below
+        return repair.title, repair.state, repair.outcome, figures
     if synthesis:
         return synthesis.title, "story", synthesis.lead, synthesis.figures
     figures = []

@@ -29,7 +29,7 @@ from bezoar.report.rounds_view import rounds_in_words
 from bezoar.report.scan_view import Figure, Scan, read_scan
 from bezoar.report.synthetic_view import read_synthetic, synthetic_figures
 from bezoar.report.trials_view import Trials, read_aftercare, read_trials
-from bezoar.wording import REPAIRED, SIGNS_LEFT, UNCHANGED, UNMEASURED
+from bezoar.wording import REPAIRED, SIGNS_LEFT
 
 LARGEST_SHOWN = 12
 MOST_TENSORS = 300
@@ -82,6 +82,7 @@ class Repair:
 
     title: str
     state: str
+    untouched: bool
     outcome: str
     scan: Scan | None
     rescan: Scan | None
@@ -120,8 +121,8 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
     within = drop is not None and drop <= (most or 0)
     by_force = written and repair.get("forced") is True and not within
     unsure = fields.text(repair.get("judged_on")) in UNLABELLED
-    repaired = _heading(fields.text(repair.get("outcome"), 1000))
-    title = "Written by force" if by_force else repaired if written else "Not written"
+    heading = fields.text(repair.get("heading"), 100) or REPAIRED
+    title = "Written by force" if by_force else heading if written else "Not written"
     state = rescan.state if rescan else "unknown" if unsure else "nothing"
     if title == SIGNS_LEFT and state == "nothing":
         state = "suspicious"
@@ -130,6 +131,7 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
     return Repair(
         title=title,
         state="suspicious" if by_force or not written else state,
+        untouched=repair.get("untouched") is True,
         outcome=_without_title(fields.text(repair.get("outcome"), 1000), title),
         scan=scan,
         rescan=rescan,
@@ -227,12 +229,6 @@ def _figures(
     return figures
 
 
-def _heading(outcome: str) -> str:
-    """How the outcome of a repair that was written begins, which is its heading."""
-    begins = outcome.partition(": ")[0]
-    return begins if begins in (UNMEASURED, SIGNS_LEFT, UNCHANGED) else REPAIRED
-
-
 def _without_title(outcome: str, title: str) -> str:
     """The outcome without the word it begins with where the heading above it says that already."""
     rest = outcome.removeprefix(f"{title}: ")
@@ -296,9 +292,9 @@ def _method(record: Any) -> Method | None:
 def _output(record: Any) -> list[Figure]:
     output = fields.mapping(record)
     pairs = (
-        ("Repaired file", output.get("file")),
+        ("Written file", output.get("file")),
         ("Source that loads it", output.get("source")),
         ("Exported file", output.get("export")),
-        ("SHA-256 of the repaired file", output.get("sha256")),
+        ("SHA-256 of the written file", output.get("sha256")),
     )
     return [Figure(label, shown) for label, value in pairs if (shown := fields.text(value))]
