@@ -110,6 +110,7 @@ def print_trials(record: dict[str, Any]) -> None:
     table.add_column("tried")
     for name in ("accuracy lost", "triggers carry", "signs left", "seconds"):
         table.add_column(name, justify="right")
+    suspected = bool(record["scan"]["suspects"])
     for number, trial in enumerate(record["trials"]):
         name = repair_in_words(trial["steps"], trial["share"])
         name += " (kept)" * (number == record["kept"])
@@ -121,7 +122,7 @@ def print_trials(record: dict[str, Any]) -> None:
             name,
             f"{100 * trial['accuracy_drop']:.1f}",
             f"{100 * left['worst']:.0f} %",
-            signs_left(left["removed"], trial["returned"]),
+            signs_left(left["removed"], trial["returned"], suspected=suspected),
             f"{trial['seconds']:.0f}",
         )
     plain_console().print(table)

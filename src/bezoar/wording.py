@@ -54,16 +54,22 @@ def repair_in_words(steps: Sequence[str], share: float) -> str:
     return ", then ".join(steps) + ("" if share == 1 else f", {share:g} of the way")
 
 
-def signs_left(removed: object, returned: object = None) -> str:
+def signs_left(removed: object, returned: object = None, *, suspected: bool = True) -> str:
     """Whether a repair leaves signs of the backdoor, in a word for a table.
 
     Args:
         removed: of a record; None where the repair was not looked at afresh, as it could not win.
         returned: likewise, whether a few steps of tuning bring the backdoor back.
+        suspected: whether a class was; else there is no sign to be left, as every network has
+            triggers that carry some images.
 
     >>> signs_left(True), signs_left(False), signs_left(None), signs_left(True, True)
     ('no', 'yes', 'not looked', 'after tuning')
+    >>> signs_left(False, suspected=False)
+    '–'
     """
+    if not suspected:
+        return "–"
     if removed is None:
         return "not looked"
     if removed is not True:

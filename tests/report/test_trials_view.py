@@ -22,10 +22,16 @@ def trial(**more):
     ],
 )
 def test_the_signs_that_a_repair_leaves(told, said):
-    table = read_trials({"trials": [trial(**told)], "kept": 0})
+    table = read_trials({"trials": [trial(**told)], "kept": 0, "scan": {"suspects": [4]}})
     assert table.header == HEADER and table.marked == [True]
     ((name, *_, signs, _seconds),) = table.rows
     assert name == "sau, 0.9 of the way" and signs == said
+
+
+def test_where_nothing_was_found_no_sign_can_be_left():
+    watched = trial(survival={"removed": False, "worst": 0.5})
+    table = read_trials({"trials": [watched], "kept": 0, "scan": {"suspects": []}})
+    assert table.rows[0][2] == "50.0\u00a0%" and table.rows[0][-2] == "–"
 
 
 def test_a_method_that_could_not_be_used_says_why():

@@ -32,10 +32,11 @@ def read_trials(repair: Mapping[str, Any]) -> Trials | None:
     if not trials:
         return None
     kept = fields.index(repair.get("kept"))
+    suspected = bool(fields.items(fields.mapping(repair.get("scan")).get("suspects")))
     return Trials(
         CAPTION,
         HEADER,
-        [_row(trial) for trial in trials],
+        [_row(trial, suspected) for trial in trials],
         [place == kept for place in range(len(trials))],
     )
 
@@ -47,7 +48,7 @@ def read_aftercare(repair: Mapping[str, Any]) -> list[str]:
     return [line for line in (probe, fields.text(care.get("risk"), 500)) if line]
 
 
-def _row(trial: Mapping[str, Any]) -> list[str]:
+def _row(trial: Mapping[str, Any], suspected: bool) -> list[str]:
     share = fields.number(trial.get("share"))
     steps = fields.texts(trial.get("steps"), 80)
     name = repair_in_words(steps, 1.0 if share is None else share)
@@ -63,6 +64,6 @@ def _row(trial: Mapping[str, Any]) -> list[str]:
         words.points(fields.number(trial.get("accuracy_drop")) or 0.0),
         words.percent(fields.number(left.get("worst"))),
         words.p_value(smallest),
-        signs_left(left.get("removed", False), trial.get("returned")),
+        signs_left(left.get("removed", False), trial.get("returned"), suspected=suspected),
         words.seconds(seconds),
     ]
