@@ -20,7 +20,7 @@ from bezoar.methods.recovered import Trigger
 from bezoar.methods.smooth_pattern import SmoothPatterns
 from bezoar.surviving import Survival, Survivors
 from bezoar.training import Recipe
-from bezoar.trying import ENOUGH, Unlearning, plan_for, try_repairs
+from bezoar.trying import ENOUGH, STANDS_OUT, Unlearning, plan_for, try_repairs
 
 pytestmark = pytest.mark.usefixtures("thorough_judges")
 
@@ -59,6 +59,7 @@ def bench(digits, monkeypatch):
         digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
     )
     monkeypatch.setattr(Survivors, "_fresh", lambda _self, _repaired: {4: 1.0})
+    monkeypatch.setattr(Survivors, "_exposed", lambda _self, _repaired: {4: 1.0})
     monkeypatch.setattr(how_far, "SHARES", (1.0,))  # tests/test_how_far.py walks
     survivors.__dict__["judging"] = survivors.triggers
     ruined = digits.twin.copy()
@@ -134,6 +135,27 @@ def test_a_repair_that_only_covers_the_backdoor_up_does_not_end_the_search(bench
     assert rows[0]["tuned"] == 0.8 and rows[1]["tuned"] is None
     assert choosing.best_of(trials, other).reason.endswith("no sign is left.")
     assert choosing.best_of(trials[:1], covered).reason.endswith("has the best balance.")
+
+
+def test_a_repair_that_an_audit_sees_through_does_not_end_the_search(bench, monkeypatch):
+    """Unlearning the clean images brings out what it hides."""
+    audited = []
+    GIFTS["other"] = GIFTS["twin"].copy()
+    monkeypatch.setattr(
+        Survivors,
+        "_exposed",
+        lambda _self, c: audited.append(c) or {4: 0.02 if c is GIFTS["twin"] else 1.0},
+    )
+    monkeypatch.setattr(trying, "ENOUGH", 0.0)
+    best, trials = bench((Gives(gift="twin"),), (Gives(gift="planted"),), (Ends(gift="other"),))
+    hidden, live, other = trials
+    assert best is other and audited == [GIFTS["twin"], GIFTS["other"]]
+    assert hidden.survival.re_exposed and not hidden.survival.stands_out
+    assert not hidden.weighed.removed and not hidden.weighed.sufficient
+    assert hidden.weighed.score == pytest.approx(other.weighed.score + STANDS_OUT)
+    assert not live.survival.exposed, "it could not be kept"
+    assert hidden.as_record()["survival"]["exposed"] == {"4": 0.02}
+    assert hidden.as_record()["survival"]["removed"] is False
 
 
 def test_a_covered_backdoor_is_kept_before_one_that_is_more_alive(bench, monkeypatch):
@@ -252,6 +274,8 @@ def test_the_score_is_what_der_takes_off_and_a_class_that_stands_out():
     assert Survival({"a": 0.1}, {2: 0.06}).removed
     assert not Survival({"a": 0.11}, {2: 0.06}).removed
     assert Survival({}, {}).removed
+    assert Survival({}, {2: 0.06}, exposed={2: 0.06}).removed
+    assert not Survival({}, {2: 0.06}, exposed={2: 0.04}).removed
 
 
 def test_the_plan_tells_the_methods_the_suspect_and_adds_a_stranger_s_own_repair(digits):
@@ -398,6 +422,19 @@ def test_a_backdoor_that_comes_back_with_tuning_is_told(digits):
     assert bad.returned and bad.after >= 0.3 and "brings it back" in bad.sentence
 
 
+def test_an_audit_tells_the_backdoor_from_its_absence_and_a_ruin_says_nothing(digits):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
+    nothing = Survival({}, {})
+    assert survivors.expose(digits.planted, nothing).re_exposed
+    assert survivors.expose(digits.twin, nothing).exposed[4] > 0.05
+    ruined = digits.planted.copy()
+    with torch.no_grad():
+        ruined.network.fc.weight.fill_(float("nan"))
+    assert survivors.expose(ruined, nothing).exposed == {}
+    assert survivors.after(digits.planted).re_exposed
+
+
 def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits):
     known, held_out = digits.clean.split(0.8, seed=0)
     survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
@@ -406,7 +443,7 @@ def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits):
         ruined.network.fc.weight.fill_(float("nan"))
     survival = survivors.look(ruined, Survival({}, {}, looked=False))
     assert not survival.looked and not survival.removed and survival.worst == 0
-    assert not signs_of_backdoor(stands_out=None, returned=None, worst=0.0)
+    assert not signs_of_backdoor(stands_out=None, re_exposed=False, returned=None, worst=0.0)
     risk = residual_risk([], looked=False, tuned=False, labelled=True)
     assert "no witness could look" in risk and "could not be tried" in risk
 
@@ -434,12 +471,13 @@ def test_a_probe_that_cannot_be_made_does_not_cost_the_repair(digits, monkeypatc
 
 
 def test_the_line_on_risk_names_every_sign():
-    assert not signs_of_backdoor(stands_out=False, returned=False, worst=0.05)
+    assert not signs_of_backdoor(stands_out=False, re_exposed=False, returned=False, worst=0.05)
     calm = residual_risk([], looked=True, tuned=True, labelled=True)
     assert "none of the signs" in calm and "not the attacker's" in calm
-    signs = signs_of_backdoor(stands_out=True, returned=True, worst=0.4)
+    signs = signs_of_backdoor(stands_out=True, re_exposed=True, returned=True, worst=0.4)
     bad = residual_risk(signs, looked=True, tuned=True, labelled=False)
-    for sign in ("stands out", "brings the backdoor back", "40 %", "could not be measured"):
+    brings = ("brings the backdoor back", "brings a suspected class out")
+    for sign in ("stands out", *brings, "40 %", "could not be measured"):
         assert sign in bad
 
 

@@ -102,17 +102,22 @@ NOTHING_TO_WATCH = (
 )
 
 
-def signs_of_backdoor(*, stands_out: bool | None, returned: bool | None, worst: float) -> list[str]:
+def signs_of_backdoor(
+    *, stands_out: bool | None, re_exposed: bool, returned: bool | None, worst: float
+) -> list[str]:
     """What still speaks for a backdoor in a repaired model, each in a few words.
 
     Args:
         stands_out: whether a scan of it still finds a class unusual; None where nobody looked.
+        re_exposed: whether unlearning the clean images brings a suspect out.
         returned: whether tuning brought the backdoor back; None where that could not be tried.
         worst: the largest share of the images that a recovered trigger still carries.
     """
     signs = []
     if stands_out:
         signs.append("a class still stands out")
+    if re_exposed:
+        signs.append("unlearning the clean images brings a suspected class out")
     if worst > DEAD:
         signs.append(f"a recovered trigger still carries {100 * worst:.0f} % of the images")
     if returned:

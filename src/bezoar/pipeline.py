@@ -207,7 +207,9 @@ def _cared_for(
     )
     # All witnesses know better than the quick look at a trial.
     stands_out, returned = _stands_out(left, rescan), probe.returned
-    signs = signs_of_backdoor(stands_out=stands_out, returned=returned, worst=left.worst)
+    signs = signs_of_backdoor(
+        stands_out=stands_out, re_exposed=left.re_exposed, returned=returned, worst=left.worst
+    )
     risk = residual_risk(
         signs,
         looked=stands_out is not None,

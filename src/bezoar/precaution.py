@@ -68,6 +68,6 @@ def repair_as_precaution(
         loss = baseline.loss(network)
         if loss.value <= max_accuracy_drop:
             break
-    weighed = Weighed(loss, survivors.after(network), max_accuracy_drop)
+    weighed = Weighed(loss, survivors.left(network), max_accuracy_drop)
     made = Repair(network, repair.record, repair.evidence)
     return Trial((step,), made, weighed, share, time.perf_counter() - started)

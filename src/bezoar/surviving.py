@@ -9,16 +9,19 @@ model answers with that class anyway: else its ordinary mistakes would speak for
 answer with the class again. A repair that unlearned just these kills them whatever it left;
 therefore others judge beside them, recovered from the original with another seed, which no repair
 is shown. A recovered trigger is not the attacker's. So the repaired model is looked at afresh as
-well: a quick scan of it says whether a suspect still stands out. Neither is a measured attack
-success rate, and a repair can pass both and leave a part of the backdoor. Where no witness
-recovered a trigger in pixel space, Neural Cleanse inverts a patch for each suspect.
+well: a quick scan of it says whether a suspect still stands out, and re-exposure whether one does
+once the clean images are unlearned (``audit``), since a repair can hide what it does not remove.
+None of these is a measured attack success rate, and a repair can pass them all and leave a part of
+the backdoor. Where no witness recovered a trigger in pixel space, Neural Cleanse inverts a patch
+for each suspect.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +32,7 @@ from bezoar.classifier import Classifier
 from bezoar.combining import combine
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import TAC, BtiDbf, Evidence
+from bezoar.methods import RNP, TAC, BtiDbf, Evidence
 from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
@@ -50,11 +53,13 @@ class Survival:
             of other classes that it still carries, beyond those that go there without it.
         p_values: suspect → its p-value in a fresh look; empty where none was possible.
         looked: whether there was a fresh look. Without it nothing counts as removed.
+        exposed: suspect → its p-value in a re-exposure; empty where there was none.
     """
 
     carried: dict[str, float]
     p_values: dict[int, float]
     looked: bool = True
+    exposed: dict[int, float] = field(default_factory=dict)
 
     @property
     def worst(self) -> float:
@@ -67,9 +72,15 @@ class Survival:
         return any(p <= USUAL for p in self.p_values.values())
 
     @property
+    def re_exposed(self) -> bool:
+        """Whether unlearning the clean images brings a suspect out."""
+        return any(p <= USUAL for p in self.exposed.values())
+
+    @property
     def removed(self) -> bool:
         """Whether nothing of the backdoor is seen any more."""
-        return self.looked and self.worst <= DEAD and not self.stands_out
+        shows = self.stands_out or self.re_exposed
+        return self.looked and self.worst <= DEAD and not shows
 
     def as_record(self) -> dict[str, Any]:
         """The figures; ``removed`` is None where only a fresh look could tell."""
@@ -78,6 +89,7 @@ class Survival:
             "carried": dict(self.carried),
             "worst": self.worst,
             "p_values": {str(k): p for k, p in self.p_values.items()},
+            "exposed": {str(k): p for k, p in self.exposed.items()},
             "removed": None if unknown else self.removed,
         }
 
@@ -132,7 +144,7 @@ class Survivors:
 
     def after(self, repaired: Classifier) -> Survival:
         """What is left in ``repaired``."""
-        return self.look(repaired, self.left(repaired))
+        return self.expose(repaired, self.look(repaired, self.left(repaired)))
 
     def left(self, repaired: Classifier) -> Survival:
         """What the triggers still carry, without a fresh look."""
@@ -145,7 +157,11 @@ class Survivors:
     def look(self, repaired: Classifier, left: Survival) -> Survival:
         """``left`` with a fresh look at ``repaired``."""
         fresh = self._fresh(repaired)
-        return Survival(left.carried, fresh, looked=bool(fresh))
+        return dataclasses.replace(left, p_values=fresh, looked=bool(fresh))
+
+    def expose(self, repaired: Classifier, left: Survival) -> Survival:
+        """``left`` with what unlearning the clean images brings out in ``repaired``."""
+        return dataclasses.replace(left, exposed=self._exposed(repaired))
 
     def carried(self, classifier: Classifier, trigger: Trigger) -> float:
         """The largest share of images of other classes that a trigger carries into its class.
@@ -223,3 +239,11 @@ class Survivors:
             return {}
         p_values = combine(seen).p_values
         return {k: p_values[k] for k in self.suspects}
+
+    def _exposed(self, repaired: Classifier) -> dict[int, float]:
+        """The suspects' p-values in a re-exposure; without it, the other signs are left."""
+        try:
+            found = RNP(inversion=None).inspect(repaired, self.known, seed=self.seed)
+        except InputError:
+            return {}
+        return {k: found.p_values[k] for k in self.suspects}

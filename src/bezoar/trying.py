@@ -6,15 +6,16 @@ triggers that no repair was shown, too. The first repair that costs at most two 
 and in which nothing of the backdoor is seen any more, ends the search, and so does one whose
 balance leaves nothing to gain. If none is like that, the one with the best balance is kept,
 
-    score = worst / 2 + max(0, drop) + (1/50 if a suspect still stands out)
+    score = worst / 2 + max(0, drop) + (1/50 if a suspect stands out, as it is or when audited)
 
 where worst is the largest share that a recovered trigger still carries and drop the loss of
 accuracy (``accuracy_loss``): the first two terms are what DER takes off with recovered triggers for
 the attacker's. Repairs beyond the user's limit come last. By these two terms each repair also
 decides how far to go on its way (``how_far``), and one that they already put behind the best one is
-not looked at afresh. One that would be kept is tuned for a few steps (``aftercare``): where that
-brings the backdoor back, the repair only covers it up. Then worst is the share after the tuning,
-and the search goes on.
+not looked at afresh. One that would be kept is audited: the clean images are unlearned, and a
+suspect that this brings out stands out. If it would be kept still, it is tuned for a few steps
+(``aftercare``): where that brings the backdoor back, the repair only covers it up. Then worst is
+the share after the tuning, and the search goes on.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ class Weighed:
     @property
     def score(self) -> float:
         """The smaller, the better; a fresh look and a probe can only add to it."""
-        stands_out = STANDS_OUT if self.survival.stands_out else 0.0
-        return self.worst / 2 + max(0.0, self.drop) + stands_out
+        shows = self.survival.stands_out or self.survival.re_exposed
+        return self.worst / 2 + max(0.0, self.drop) + (STANDS_OUT if shows else 0.0)
 
     @property
     def balance(self) -> float:
@@ -312,6 +313,9 @@ def try_repairs(
         if weighed.may_suffice or weighed.balance < least:
             looked = survivors.look(network, weighed.survival)
             weighed = dataclasses.replace(weighed, survival=looked)
+        if weighed.sufficient or weighed.balance < least:
+            exposed = survivors.expose(network, weighed.survival)
+            weighed = dataclasses.replace(weighed, survival=exposed)
         if weighed.sufficient or weighed.balance < least:
             left = weighed.survival
             probe = retuning_probe(network, known, survivors, left, seed=seed, progress=progress)
