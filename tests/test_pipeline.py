@@ -245,6 +245,10 @@ BAD = {
     ),
     "labels of another order": (
         lambda d: (d.twin, ImageSet(d.clean.images, (d.clean.labels + 1) % 10)),
+        r"label 0 are answered with class 9, counted from 0\); name the classes in the order",
+    ),
+    "labels of no order": (
+        lambda d: (d.twin, ImageSet(d.clean.images, torch.arange(len(d.clean)) % 10)),
         "no better than chance; check the order of the classes",
     ),
     "infinite weights": (broken, "fc.weight.* not finite numbers"),
@@ -278,7 +282,7 @@ def test_many_missing_classes_are_counted_and_not_all_named(digits):
 def test_a_low_accuracy_is_a_notice(digits):
     labels = digits.clean.labels.clone()
     wrong = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:200]
-    labels[wrong] = (labels[wrong] + 1) % 10
+    labels[wrong] = (labels[wrong] + 1 + torch.arange(200) % 9) % 10
     finding = pipeline.scan(digits.twin, ImageSet(digits.clean.images, labels))
     assert any("answers only 3" in notice for notice in finding.record["notices"])
     assert not pipeline.scan(digits.twin, digits.clean).record["notices"]

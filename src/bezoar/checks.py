@@ -7,13 +7,15 @@ from hashlib import sha256
 
 import torch
 
+from bezoar.class_order import find_order
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
-from bezoar.metrics import accuracy
+from bezoar.metrics import Rate, accuracy
 
 CHECKED = 128  # images that show whether images, labels and network belong together
+WEAK = 0.5  # an accuracy below which they may not
 
 
 def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
@@ -24,7 +26,8 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
 
     Raises:
         InputError: no image, fewer images than classes, a class without an image, a label the
-            network has no logit for, or an accuracy at the level of chance.
+            network has no logit for, labels in another order than the classes, or an accuracy at
+            the level of chance.
     """
     check_runs(classifier, clean)
     count = classifier.num_classes
@@ -55,18 +58,37 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
     some = clean.sample(CHECKED, seed=0)
     truth = some.require_labels("the check").to(classifier.device)
     found = accuracy(classifier.logits(some).argmax(1), truth)
-    if found.low <= 1 / count and found.value < 0.5:
+    if found.value < WEAK:
+        _check_order(classifier, clean, found)
+    if found.low <= 1 / count and found.value < WEAK:
         raise InputError(
             f"the network answers {100 * found.value:.1f} % of {len(some)} clean images with their "
             "label, no better than chance; check the order of the classes, the mean and std, and "
             "that the images belong to this model"
         )
-    if found.value < 0.5:
+    if found.value < WEAK:
         notices.append(
             f"The network answers only {100 * found.value:.1f} % of {len(some)} clean images with "
             "their label; check the order of the classes, and the mean and std."
         )
     return notices
+
+
+def _check_order(classifier: Classifier, clean: ImageSet, found: Rate) -> None:
+    """Refuses labels that explain the answers once the classes are put in another order."""
+    labels = clean.require_labels("the check").cpu()
+    if len(clean) == int(clean.class_counts(classifier.num_classes).count_nonzero()):
+        return  # one image of each label finds an order, and none is left to confirm it
+    order = find_order(classifier.logits(clean).argmax(1).cpu(), labels, classifier.num_classes)
+    if order.example is None or order.right.low <= max(WEAK, found.high):
+        return
+    label, answer = order.example
+    raise InputError(
+        f"the network answers {100 * found.value:.1f} % of {found.count} clean images with their "
+        f"label, and {100 * order.right.value:.1f} % once the classes are put in another order "
+        f"(images with label {label} are answered with class {answer}, counted from 0); name the "
+        "classes in the order of the network's logits (--classes, or classes of the image set)"
+    )
 
 
 def check_runs(classifier: Classifier, images: ImageSet | None) -> None:
