@@ -1,5 +1,8 @@
 """A small pool of digit networks, and an executor that runs in this process."""
 
+import json
+import shutil
+
 import pytest
 from digit_pool import POOL
 
@@ -25,6 +28,19 @@ def pool_folder(tmp_path_factory):
     assert not pool.failed
     assert {entry.status for entry in pool.entries} == {"clean", "backdoored"}
     return folder
+
+
+@pytest.fixture
+def pool_without_twin(pool_folder, tmp_path):
+    """The pool after somebody has deleted the clean twin of its backdoored model."""
+    pool = tmp_path / "without twin"
+    shutil.copytree(pool_folder, pool)
+    index = json.loads((pool / "index.json").read_text())
+    (twin,) = filter(None, (one["twin"] for one in index["models"]))
+    shutil.rmtree(pool / twin)
+    index["models"] = [one for one in index["models"] if one["name"] != twin]
+    (pool / "index.json").write_text(json.dumps(index))
+    return pool
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ BAD = {
     "public images for nobody": ({"public": '"x"'}, "this grid has none"),
     "no test images": ({"test_images": "0"}, "test_images is 0"),
     "a rate of two": ({"rates": "[2.0]"}, "poison rate 2.0"),
+    "no control": ({"control_epochs": "[]"}, "control_epochs is empty; give at least one"),
     "a control of no length": ({"control_epochs": "[0]"}, "control_epochs"),
     "an oracle for a method without a threshold": (
         {"oracle": '["ft"]'},

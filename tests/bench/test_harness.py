@@ -16,6 +16,7 @@ from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE
 from bezoar.errors import InputError
 from bezoar.executors import make_executor
 from bezoar.executors.file_cache import pack
+from bezoar.report.leaderboard_view import read_board
 
 pytestmark = pytest.mark.xdist_group("bench")  # they share a pool
 
@@ -76,8 +77,9 @@ def test_no_defense_and_the_clean_twin_are_always_there(ready, out):
 
 def test_a_rerun_does_nothing(ready, out):
     bench.run(ready, out, HERE)
-    again = bench.run(ready, out, HERE)
-    assert again.ran == 0 and again.done == len(ready.plan.runs)
+    for retry in (False, True):  # which is for what failed
+        again = bench.run(ready, out, HERE, retry=retry)
+        assert again.ran == 0 and again.done == len(ready.plan.runs)
 
 
 def test_a_larger_grid_does_only_what_is_new(ready, out, write_grid):
@@ -179,21 +181,27 @@ class Carrying:
 
 
 def test_a_twin_that_is_gone_costs_its_row_and_no_run_on_a_cluster(
-    pool_folder, write_grid, tmp_path
+    pool_without_twin, write_grid, tmp_path
 ):
-    pool = tmp_path / "without twin"
-    shutil.copytree(pool_folder, pool)
-    index = json.loads((pool / "index.json").read_text())
-    (twin,) = filter(None, (one["twin"] for one in index["models"]))
-    shutil.rmtree(pool / twin)
-    index["models"] = [one for one in index["models"] if one["name"] != twin]
-    (pool / "index.json").write_text(json.dumps(index))
-    changes = {"methods": '["clp"]', "control_epochs": "[]", "status": '["backdoored"]'}
+    changes = {"methods": '["clp"]', "control_epochs": "[1]", "status": '["backdoored"]'}
     out = tmp_path / "results"
-    ready = bench.make_ready(bench.read_grid(write_grid(pool=f'"{pool}"', **changes)), out)
+    file = write_grid(pool=f'"{pool_without_twin}"', **changes)
+    ready = bench.make_ready(bench.read_grid(file), out)
     summary = bench.run(ready, out, Carrying())
-    assert [one.label for one in ready.plan.runs] == [NO_DEFENSE, "clp"]
-    assert summary.done == 2 and not summary.failed
+    assert [one.label for one in ready.plan.runs] == [NO_DEFENSE, "clp", "ft:recipe.epochs=1"]
+    assert summary.done == 3 and not summary.failed
+
+
+def test_a_twin_that_is_gone_is_told_once(ready, pool_without_twin, write_grid, tmp_path):
+    assert ready.plan.notices == ()
+    grid = bench.read_grid(write_grid(pool=f'"{pool_without_twin}"'))
+    plan = bench.make_ready(grid, tmp_path / "results").plan
+    (notice,) = plan.notices
+    name = next(entry.name for entry in plan.entries if entry.attack)
+    assert f"lacks the clean twin of 1 of 1 backdoored models ({name})" in notice
+    summary = bench.summarise(plan, {})
+    assert bench.markdown(summary).count(notice) == 1
+    assert read_board(summary, ()).sentence.count(notice) == 1
 
 
 def test_a_full_disk_costs_the_results_that_do_not_fit_and_no_more(ready, tmp_path, monkeypatch):
@@ -207,9 +215,11 @@ def test_a_full_disk_costs_the_results_that_do_not_fit_and_no_more(ready, tmp_pa
         write(out, record)
 
     monkeypatch.setattr(harness, "write_result", fails)
-    summary = bench.run(ready, tmp_path, HERE)
+    told = []
+    summary = bench.run(ready, tmp_path, HERE, finished=lambda *values: told.append(values[1]))
     assert summary.unwritten == {full: "cannot be written: No space left on device"}
     assert len(records(ready, tmp_path)) == len(ready.plan.runs) - 1
+    assert summary.done == summary.ran == told[-1] == len(ready.plan.runs) - 1, "what is there"
     monkeypatch.undo()
     assert bench.run(ready, tmp_path, HERE).ran == 1
 

@@ -170,6 +170,17 @@ def test_markdown_has_no_blank_cell_and_names_what_failed(summary):
     assert "-1" not in cells and "nan" not in text.lower()
 
 
+def test_weak_models_do_not_stand_beside_published_results():
+    reported = [
+        {"acc": [0.9, 0.8], "asr": [1.0, 0.1], "network": "n", "images": 100, "source": "its paper"}
+    ]
+    runs = [planned(ONE, "rnp"), planned(WEAK, "rnp")]
+    plan = Plan(grid=GRID, runs=tuple(runs), entries=(ONE, WEAK))
+    results = {one.key: record(0.86, 0.2) | {"reported": reported} for one in runs}
+    _, beside = markdown(summarise(plan, results)).split("## Beside published results")
+    assert beside.count("its paper") == beside.count("seed 0, one") == 1
+
+
 def test_csv_has_a_line_for_each_run(summary):
     lines = list(csv.DictReader(io.StringIO(comma_separated(summary))))
     assert len(lines) == len(CASES)

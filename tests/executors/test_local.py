@@ -523,6 +523,21 @@ def test_executors_by_name():
     assert make_executor("ray", cpus_per_task=0.5).cpus_per_task == 0.5
 
 
+def test_tasks_that_compute_on_gpus_are_as_many_as_these(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: range(16))
+    assert make_executor("local", device=None) == LocalExecutor(workers=2, gpus_per_task=1.0)
+    assert make_executor("local", device="cuda").workers == 2
+    assert make_executor("local", device="cpu").workers == 16
+    assert make_executor("local:4", device=None) == LocalExecutor(workers=4), "as asked for"
+    shared = make_executor("local", device=None, gpus_per_task=0.25)
+    assert len(shared._environments()) == 8
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert make_executor("local", device=None) == LocalExecutor(workers=16)
+
+
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"run pip install 'bezoar\[ray\]'"):

@@ -13,7 +13,9 @@ from bezoar.bench.summary import REMOVED_ASR, REMOVED_DROP
 from bezoar.errors import InputError
 from bezoar.report import plane, words
 from bezoar.report.leaderboard import render_board, write_leaderboard
+from bezoar.report.leaderboard_cells import cells_of, scales_of
 from bezoar.report.leaderboard_view import read_board, worst_of
+from bezoar.report.published import published_of
 
 SMALL = {
     "attacks": ("bad-nets", "blend", "wanet"),
@@ -231,6 +233,44 @@ def test_published_results_stand_beside_ours(benchmark, page):
         if run["state"] == "done" and run["role"] == "method" and run["reported"]
     }
     assert section.count(">measured<") == len(known) > 4
+
+
+@pytest.mark.parametrize("status", ["weak", "natural", None])
+def test_only_models_that_count_stand_beside_published_results(status, benchmark):
+    runs = [run | {"status": status} for run in benchmark[0]["runs"]]
+    assert published_of(benchmark[0]["runs"], ()) and published_of(runs, ()) == []
+
+
+def whys(row, **changes):
+    """Column → why it is a dash."""
+    cells = cells_of(row | changes, (), {}, scales_of([]))
+    return {cell.column.name: cell.why for cell in cells if cell.text == words.DASH}
+
+
+def test_the_reasons_of_dashes_are_true():
+    row = {"label": "rnp", "role": "method", "images": 500, "failed": 2}
+    found = whys(row)  # its own runs failed, whatever the others did
+    assert found["DER"] == found["Against tuning"] == "no run on a backdoored model is done"
+    assert found["Clean models"] == "no run on a clean model is done"
+    assert whys(row, same_compute=None)["Against tuning"].startswith("no fine-tuning of the same")
+    twin = whys(row, label="clean twin", role="reference", images=0)
+    assert twin["DER"] == "no backdoored model is measured together with its twin"
+    assert whys(row, label="no defense", role="reference")["DER"] == found["DER"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ((1, 1, 0, 0), "The one run is done."),
+        ((2, 2, 0, 0), "All 2 runs of the grid are done."),
+        ((1, 0, 1, 0), "0 of 1 run is done, 1 failed, and 0 are still to be done."),
+        ((3, 1, 1, 1), "1 of 3 runs is done, 1 failed, and 1 is still to be done."),
+    ],
+)
+def test_one_run_is_done_and_two_are(counts, sentence):
+    names = ("planned", "done", "failed", "missing")
+    summary = {"counts": dict(zip(names, counts, strict=True))}
+    assert read_board(summary, ()).sentence == sentence
 
 
 def test_the_corner_of_the_plane_is_what_counts_as_removed():

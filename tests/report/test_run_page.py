@@ -5,6 +5,7 @@ from leaderboards import make
 from test_report import is_sound
 
 from bezoar.report.leaderboard import render_run
+from bezoar.report.run_view import read_run
 from bezoar.report.tree import DEEPEST, MOST, Node, read_tree
 
 JUNK = (
@@ -86,6 +87,15 @@ def test_a_reference_has_an_after_only(records):
     record = next(r for r in records if r["label"] == "no defense")
     outline = is_sound(render_run(record, "A benchmark"))
     assert "as a reference" in outline.text and "a reference has no before" in outline.text
+
+
+def test_a_clean_twin_has_no_facts_of_the_backdoored_network(records):
+    record = next(r for r in records if r["label"] == "clean twin")
+    facts = {one.label: one.value for one in read_run(record, "A benchmark").model}
+    assert facts["Model"] == f"Twin of {record['model']['name']}, trained without poison"
+    assert facts["Attack"] == "none: the model was trained without poison"
+    assert not facts.keys() & {"Target class", "Poisoned", "Counts as"}
+    assert "Twin of an unnamed model" in render_run({"label": "clean twin"}, "")
 
 
 def test_an_oracle_that_chose_nothing_says_why(record):

@@ -48,7 +48,7 @@ class BenchGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         test_images: labelled test images that measure every model, to within the rounding that
             equal shares of each class need; the clean images are drawn from the rest of the test
             split.
-        control_epochs: of the fine-tuning that every method is compared with.
+        control_epochs: of the fine-tuning that every method is compared with; at least one.
         oracle: names of methods that sweep a threshold, for which the best that the sweep could
             have chosen with the true trigger is measured, too; an extra column. One that tunes
             after its threshold tunes for each setting, which takes that much longer.
@@ -77,7 +77,7 @@ class BenchGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     title: str = "Benchmark"
 
     def __post_init__(self) -> None:
-        for name in ("methods", "images", "seeds", "halves"):
+        for name in ("methods", "images", "seeds", "halves", "control_epochs"):
             values = getattr(self, name)
             if not values:
                 raise InputError(f"{name} is empty; give at least one")

@@ -53,7 +53,8 @@ class Summary:
         failed: address → reason.
         unwritten: address → why its result could not be written; it is lost.
         renewed: addresses whose file was damaged and was made anew.
-        ran: how many were run by this call.
+        notices: what the tables lack, in sentences.
+        ran: how many were run by this call, and have their result there.
         seconds: of this call.
         working_seconds: that executors reported for the runs of this call.
     """
@@ -62,6 +63,7 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)
     unwritten: dict[str, str] = field(default_factory=dict)
     renewed: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     ran: int = 0
     seconds: float = 0.0
     working_seconds: float = 0.0
@@ -74,6 +76,7 @@ class Summary:
             "failed": self.failed,
             "unwritten": self.unwritten,
             "renewed": self.renewed,
+            "notices": self.notices,
             "ran": self.ran,
             "seconds": self.seconds,
             "working_seconds": self.working_seconds,
@@ -220,7 +223,7 @@ def run(
         progress: called with a run's address, what it does, and the share that is finished.
     """
     started = time.perf_counter()
-    summary = Summary()
+    summary = Summary(notices=list(bench.plan.notices))
     planned = bench.plan.runs
     state = {one.key: read_result(out, one) for one in planned}
     unused = (one.key for one in planned if state[one.key] is None)
@@ -235,6 +238,10 @@ def run(
         found = state[one.key]
         return found is None or (retry and found["state"] == "failed")
 
+    def written() -> list[dict[str, Any]]:
+        lost = summary.unwritten
+        return [found for key, found in state.items() if found is not None and key not in lost]
+
     def note(one: PlannedRun, record: dict[str, Any]) -> None:
         state[one.key] = record
         try:
@@ -242,15 +249,15 @@ def run(
         except InputError as error:
             summary.unwritten[one.key] = str(error)
         if finished is not None:
-            finished(record, sum(found is not None for found in state.values()), len(planned))
+            finished(record, len(written()), len(planned))
 
     def do(runs: Iterable[PlannedRun]) -> None:
         by_key = {one.key: one for one in runs}
         tasks = [_task(bench, one, untouched(one), device) for one in by_key.values()]
         for key, outcome in executor.run(tasks, progress=progress):
-            summary.ran += 1
             summary.working_seconds += outcome.seconds
             note(by_key[key], record_of(by_key[key], outcome, executor))
+            summary.ran += key not in summary.unwritten
 
     do(one for one in bench.plan.references if missing(one))
     able = []
@@ -268,7 +275,7 @@ def run(
         found = state[one.key]
         if found is not None and found["state"] == "failed":
             summary.failed[one.key] = found["failure"]["message"]
-    summary.done = sum(f is not None and f["state"] == "done" for f in state.values())
+    summary.done = sum(found["state"] == "done" for found in written())
     summary.seconds = time.perf_counter() - started
     return summary
 

@@ -1,9 +1,9 @@
 """The runs of a benchmark: what each is, in full, and the address that follows from it.
 
-A run is named by a hash over everything that its result depends on: the model's and the trigger's
-files, the images or what a method gets in their place, the whole configuration of the method,
-budget and seed. Two grids that share runs share results, a rerun does only what is missing, and a
-change of any setting is another run.
+A run is named by a hash over everything that it is given: the model's and the trigger's files, the
+images or what a method gets in their place, the whole configuration of the method, budget and seed.
+Two grids that share runs share results, a rerun does only what is missing, and a change of any
+setting is another run. A change of the code is not: the record names the version that made it.
 """
 
 from __future__ import annotations
@@ -169,6 +169,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def others(self) -> tuple[PlannedRun, ...]:
         """Methods and controls."""
         return tuple(planned for planned in self.runs if planned.role != "reference")
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the tables lack, in sentences."""
+        attacked = [entry.name for entry in self.entries if entry.attack is not None]
+        twins = {one.entry.name for one in self.references if one.label == CLEAN_TWIN}
+        without = [name for name in attacked if name not in twins]
+        if not without:
+            return ()
+        shown = ", ".join(without[:3]) + (" ..." if len(without) > 3 else "")
+        return (
+            f"the pool lacks the clean twin of {len(without)} of {len(attacked)} backdoored models "
+            f"({shown}); the row of the clean twin is without them",
+        )
 
 
 def control_label(epochs: int) -> str:

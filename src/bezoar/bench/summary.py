@@ -41,8 +41,9 @@ def summarise(plan: Plan, results: Results) -> dict[str, Any]:
         results: what is there of them.
 
     Returns:
-        ``title``, ``counts`` (planned, done, failed, missing), ``rows`` (see ``_row``), ``attacks``
-        (names, in the order of the table), ``runs`` (one flat row each; see ``_flat``).
+        ``title``, ``counts`` (planned, done, failed, missing), ``notices`` (what is lacking, in
+        sentences), ``rows`` (see ``_row``), ``attacks`` (names, in the order of the table),
+        ``runs`` (one flat row each; see ``_flat``).
     """
     runs = [_flat(one, results.get(one.key)) for one in plan.runs]
     before = {r["model"]: r for r in runs if r["label"] == NO_DEFENSE and r["state"] == "done"}
@@ -63,6 +64,7 @@ def summarise(plan: Plan, results: Results) -> dict[str, Any]:
             "planned": len(runs),
             **{state: states.count(state) for state in ("done", "failed", "missing")},
         },
+        "notices": list(plan.notices),
         "attacks": sorted({r["attack"] for r in runs if r["attack"] and _counts(r)}),
         "rows": rows,
         "runs": runs,

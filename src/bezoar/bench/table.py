@@ -31,6 +31,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"# {summary['title']}",
         f"{counts['done']} of {counts['planned']} runs are done, {counts['failed']} failed, "
         f"{counts['missing']} are still to be done.",
+        *(f"Note: {notice}." for notice in summary["notices"]),
         _NOTES,
     ]
     for half in dict.fromkeys(row["half"] for row in summary["rows"]):
@@ -129,6 +130,7 @@ def _reported(runs: Sequence[Mapping[str, Any]]) -> str:
         }
         for run in runs
         if run["state"] == "done" and "before" in run and run["role"] == "method"
+        if run["status"] == "backdoored"
         for one in run["reported"]
     ]
     return _table(rows) if rows else ""

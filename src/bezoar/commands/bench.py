@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,8 @@ class BenchRun:
         out: folder of the results; by default beside the grid, with its name.
         executor: here, local, local:N for N runs at a time, ray, or ray:ADDRESS.
         threads: of each run; 1 is best where there are more runs than cores.
-        gpus: share of a GPU for each run.
-        timeout: seconds after which a run is ended and counts as failed; not on Ray.
+        gpus: share of a GPU for each run; by default local gives each a GPU of its own.
+        timeout: seconds after which a run is ended and counts as failed; not with here.
         retry: also do again what failed before.
         device: where each run computes; by default the accelerator if there is one.
         json: write the summary as JSON to this file; - is standard output.
@@ -62,6 +63,7 @@ class BenchRun:
             gpus_per_task=self.gpus,
             timeout_s=self.timeout,
             reuse=True,
+            device=self.device,
         )
         silent = self.quiet or self.json == "-"
         out = _folder(self.grid, self.out)
@@ -73,12 +75,15 @@ class BenchRun:
                 executor,
                 device=self.device,
                 retry=self.retry,
-                finished=lambda _record, done, total: progress("runs", done / total),
-                progress=_by_label(ready, progress),
+                finished=lambda _record, done, total: progress(
+                    f"runs ({done} of {total})", done / total
+                ),
+                progress=_in_work(ready, progress),
             )
         write_record(self.json, summary.as_record())
         if not silent:
             print_bench(summary.as_record(), len(ready.plan.runs), str(out))
+            _print_notes(summary.notices)
         return FOUND if summary.failed or summary.unwritten else OK
 
 
@@ -128,6 +133,7 @@ class BenchTable:
                 f"{counts['done']} of {counts['planned']} runs are done, {counts['failed']} "
                 f"failed, {counts['missing']} are still to be done."
             )
+            _print_notes(summary["notices"])
             print(f"Tables: {folder / 'index.html'}, table.md, runs.csv")
         return OK if counts["done"] == counts["planned"] else FOUND
 
@@ -136,7 +142,12 @@ def _folder(grid: Path, out: Path | None) -> Path:
     return grid.with_suffix("") if out is None else out
 
 
-def _by_label(ready: Bench, progress: Any) -> Any:
-    """The executors' progress, with names in the place of addresses."""
+def _in_work(ready: Bench, progress: Any) -> Any:
+    """The executors' progress on one bar, with names in the place of addresses."""
     names = {one.key: f"{one.label} {one.entry.name}" for one in ready.plan.runs}
-    return lambda key, what, share: progress(f"{names[key]}: {what}", share)
+    return lambda key, what, share: progress(f"in work ({names[key]}: {what})", share)
+
+
+def _print_notes(notices: Iterable[str]) -> None:
+    for notice in notices:
+        print(f"Note: {notice}")

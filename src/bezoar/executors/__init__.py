@@ -13,6 +13,7 @@ import re
 
 from bezoar.errors import InputError
 from bezoar.executors.contract import Done, Executor, Failed, Outcome, Progress, Task
+from bezoar.executors.gpus import chooses_a_gpu, visible_gpus
 from bezoar.executors.here import HereExecutor
 from bezoar.executors.local import LocalExecutor
 from bezoar.executors.on_ray import RayExecutor
@@ -43,6 +44,7 @@ def make_executor(
     timeout_s: float | None = None,
     memory_limit: int | None = None,
     reuse: bool = False,
+    device: str | None = "cpu",
 ) -> Executor:
     """The executor that a user names on the command line.
 
@@ -57,6 +59,9 @@ def make_executor(
         memory_limit: bytes that a task may allocate.
         reuse: local processes serve task after task. Elsewhere it says nothing: on Ray every task
             has a process of its own.
+        device: where the tasks compute; None is the accelerator if there is one. Where these are
+            GPUs, "local" has as many workers as there are, each with one of its own, unless
+            ``gpus_per_task`` says otherwise.
 
     Raises:
         InputError: the spec has none of these forms, or does not allow what else was asked for.
@@ -79,8 +84,11 @@ def make_executor(
                 "whole number"
             )
         threads = int(cpus_per_task)
+        workers = int(rest) if colon else max(1, _cores() // max(1, threads))
+        if not colon and not gpus_per_task and chooses_a_gpu(device):
+            workers, gpus_per_task = min(workers, len(visible_gpus())), 1.0
         return LocalExecutor(
-            workers=int(rest) if colon else max(1, _cores() // max(1, threads)),
+            workers=workers,
             threads_per_worker=threads,
             gpus_per_task=gpus_per_task,
             timeout_s=timeout_s,

@@ -24,6 +24,15 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
+def chooses_a_gpu(device: str | None) -> bool:
+    """Whether that device is a GPU of this machine, and none by its number."""
+    if device not in (None, "auto", "cuda"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def check_share(share: float) -> None:
     """Refuses a share of GPUs that cannot be given.
 

@@ -89,7 +89,7 @@ def cells_of(
     row: Mapping[str, Any], attacks: Sequence[str], worst: Worst, scales: Scales
 ) -> list[Cell]:
     """The cells of a row after the first, in the order of the columns."""
-    none = "no run on a backdoored model is done"
+    none = _nothing_counted(row)
 
     def plain(name: str, value: float | None, text: str, why: str, note: str = "") -> Cell:
         column = column_of(name)
@@ -152,7 +152,12 @@ def cells_of(
             fields.text(attack.get("attack"), 18),
         ),
         plain("Removed", share, f"{removed.get('count')} of {of:.0f}", none),
-        plain("Clean models", clean_drop, words.in_percent(clean_drop), "no clean model was run"),
+        plain(
+            "Clean models",
+            clean_drop,
+            words.in_percent(clean_drop),
+            "no run on a clean model is done",
+        ),
         _against(row),
         plain(
             "Oracle",
@@ -166,6 +171,13 @@ def cells_of(
     ]
 
 
+def _nothing_counted(row: Mapping[str, Any]) -> str:
+    """Why a row has no mean over backdoored models, where it has none."""
+    if row.get("label") == "clean twin":
+        return "no backdoored model is measured together with its twin"
+    return "no run on a backdoored model is done"
+
+
 def _against(row: Mapping[str, Any]) -> Cell:
     """The gain over fine-tuning that cost as much, or why there is none."""
     column, compared = column_of("Against tuning"), fields.mapping(row.get("same_compute"))
@@ -177,6 +189,8 @@ def _against(row: Mapping[str, Any]) -> Cell:
             why = "it is fine-tuning itself"
         elif role == "reference" or not row.get("images"):
             why = "without images there is no fine-tuning to compare with"
+        elif "same_compute" not in row:
+            why = _nothing_counted(row)
         return Cell(column, words.DASH, why=why)
     sign = f"<{words.SPACE}" if compared.get("short") else ""
     text = f"{sign}{'+' if gain >= 0 else ''}{words.in_percent(gain)}"

@@ -68,9 +68,10 @@ def read_board(summary: Mapping[str, Any], pages: Collection[str]) -> Board:
     scales = scales_of(rows)
     halves = sorted({str(row.get("half")) for row in rows}, key=lambda half: half != "held-out")
     budgets = {fields.number(row.get("images")) or 0.0 for row in rows if not _is_reference(row)}
+    notes = [f"Note: {notice}." for notice in fields.texts(summary.get("notices"))]
     return Board(
         title=fields.text(summary.get("title"), 200) or "Benchmark",
-        sentence=_progress(fields.mapping(summary.get("counts"))),
+        sentence=" ".join([_progress(fields.mapping(summary.get("counts"))), *notes]),
         attacks=attacks,
         budgets=[(f"{images:.0f}", budget_in_words(images)) for images in sorted(budgets)],
         bars=scales.note,
@@ -157,9 +158,9 @@ def _progress(counts: Mapping[str, Any]) -> str:
         fields.index(counts.get(key)) or 0 for key in ("planned", "done", "failed", "missing")
     )
     if planned and done == planned:
-        return f"All {words.plural(planned, 'run')} of the grid are done."
-    verb = "is" if missing == 1 else "are"
+        return f"All {planned:,} runs of the grid are done." if done > 1 else "The one run is done."
+    are, left = ("is" if 1 in of else "are" for of in ((done, planned), (missing,)))
     return (
-        f"{done:,} of {words.plural(planned, 'run')} are done, {failed:,} failed, and "
-        f"{missing:,} {verb} still to be done."
+        f"{done:,} of {words.plural(planned, 'run')} {are} done, {failed:,} failed, and "
+        f"{missing:,} {left} still to be done."
     )

@@ -37,7 +37,7 @@ class Beside:
 
 
 def published_of(runs: Sequence[Mapping[str, Any]], pages: Collection[str]) -> list[Beside]:
-    """All published results that runs can be set beside.
+    """All published results that runs on models that count as backdoored can be set beside.
 
     Args:
         runs: flat rows of a summary, or one result file read as such.
@@ -45,7 +45,8 @@ def published_of(runs: Sequence[Mapping[str, Any]], pages: Collection[str]) -> l
     """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in runs:
-        if run.get("state") == "done" and run.get("role") == "method" and run.get("before"):
+        comparable = run.get("role") == "method" and run.get("status") == "backdoored"
+        if comparable and run.get("state") == "done" and run.get("before"):
             for one in fields.items(run.get("reported")):
                 key = fields.text(run.get("label"), 120), json.dumps(one, sort_keys=True)
                 found.setdefault(key, []).append(run)

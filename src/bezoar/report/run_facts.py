@@ -17,18 +17,24 @@ def model_facts(
     clean = fields.number(images.get("clean")) or fields.number(config.get("images"))
     rate, attack = fields.number(model.get("rate")), fields.text(model.get("attack"), 80)
     poisoned = f"{words.percent(rate)} of the training images" if attack else ""
+    name, target, status = (
+        fields.text(model.get(key), 120) for key in ("name", "target", "status")
+    )
+    if record.get("label") == "clean twin":  # the record's facts are those of the other network
+        name = f"Twin of {name or 'an unnamed model'}, trained without poison"
+        attack = target = poisoned = status = ""
     reference = record.get("role") == "reference"
     pairs = (
         ("Method", fields.text(fields.mapping(config.get("method")).get("name"), 80)),
         ("Needs", fields.text(record.get("needs"), 80)),
-        ("Model", fields.text(model.get("name"), 120)),
+        ("Model", name),
         ("Network", fields.text(model.get("network"), 80)),
         ("Data", fields.text(model.get("data"), 80)),
         ("Attack", attack or "none: the model was trained without poison"),
-        ("Target class", fields.text(model.get("target"), 80)),
+        ("Target class", target),
         ("Poisoned", poisoned),
         ("Half of the pool", fields.text(model.get("half"), 40)),
-        ("Counts as", fields.text(model.get("status"), 40)),
+        ("Counts as", status),
         ("Clean images", "" if reference else words.count(clean)),
         ("Public images", fields.text(config.get("public"))),
         ("Test images", words.count(fields.number(config.get("test_images")))),

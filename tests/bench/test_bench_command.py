@@ -1,0 +1,68 @@
+"""``bezoar bench run`` as a user sees it."""
+
+import sys
+
+import pytest
+
+from bezoar import cli
+from bezoar.bench import harness
+from bezoar.errors import InputError
+
+pytestmark = pytest.mark.xdist_group("bench")  # they share a pool
+
+ONE_METHOD = {"methods": '["clp"]', "images": "[0]", "control_epochs": "[1]"}
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    code = cli.run([str(argument) for argument in arguments])
+    return code, capsys.readouterr().out
+
+
+def test_a_terminal_shows_one_bar_for_all_runs(write_grid, monkeypatch, capsys):
+    from rich.progress import Progress
+
+    made, shown = [], set()
+    add, update = Progress.add_task, Progress.update
+
+    def adding(self, description, **options):
+        made.append(description)
+        return add(self, description, **options)
+
+    def updating(self, task, **options):
+        shown.add(options["description"])
+        update(self, task, **options)
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(Progress, "add_task", adding)
+    monkeypatch.setattr(Progress, "update", updating)
+    code, _ = run(capsys, "bench", "run", write_grid(**ONE_METHOD), "--executor", "here")
+    assert code == 0
+    assert sorted(name.partition(" (")[0] for name in made) == ["in work", "runs"]
+    assert "runs (7 of 7)" in shown
+    assert any(name.startswith("in work (clp ") for name in shown)
+
+
+def test_a_full_disk_is_not_told_as_done(write_grid, monkeypatch, capsys):
+    def full(_out, _record):
+        raise InputError("cannot be written: No space left on device")
+
+    monkeypatch.setattr(harness, "write_result", full)
+    code, said = run(capsys, "bench", "run", write_grid(**ONE_METHOD), "--executor", "here")
+    assert code == 1
+    assert said.startswith("0 of 7 runs are done, 0 of them by this call")
+    assert said.count("not written: ") == 7
+
+
+def test_a_missing_twin_is_noted_by_both_commands(write_grid, pool_without_twin, capsys):
+    grid = write_grid(pool=f'"{pool_without_twin}"', **ONE_METHOD)
+    for command in (("run", grid, "--executor", "here"), ("table", grid)):
+        _, said = run(capsys, "bench", *command)
+        assert said.count("Note: the pool lacks the clean twin of 1 of 1") == 1
+
+
+def test_the_help_says_where_a_run_has_no_timeout(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(["bench", "run", "--help"])
+    said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "counts as failed; not with here" in said
