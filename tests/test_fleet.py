@@ -376,7 +376,7 @@ def test_a_row_without_images_is_scanned_without_any(run, files, manifest, tmp_p
     path = manifest(row("planted.toml"), row("planted.toml", "-"))
     code, said, _ = run("scan", "--manifest", path, "--out", tmp_path / "out", *HERE)
     assert code in (0, 1)
-    assert "1 of them without images" in " ".join(said.split())
+    assert "Without images: 1;" in " ".join(said.split())
     records = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*.json")]
     (blind,) = (record for record in records if record["images"] is None)
     assert {w["method"] for w in blind["evidence"]} == set(scanning.WITHOUT_IMAGES)
@@ -410,10 +410,28 @@ def test_the_command_shows_a_table_and_keeps_records(run, files, manifest, tmp_p
     assert record["command"].startswith("bezoar")
     assert len(list(out.iterdir())) == 2
     _, shown, _ = run(*arguments)
-    assert "2 of them were scanned by an earlier call." in shown
+    assert "Scanned by an earlier call: 2." in shown
     assert run(*arguments, "--quiet")[1] == ""
     code, shown, _ = run(*arguments, "--json", "-")
     assert code == 1 and json.loads(shown)["counts"]["not usable"] == 1
+
+
+def test_a_record_that_cannot_be_written_costs_only_its_model(run, files, manifest, tmp_path):
+    path, out = manifest(row("planted.toml"), row("twin.toml")), tmp_path / "out"
+    planted, twin = _names(read_manifest(path), ScanOptions(methods=("tac",)))
+    (out / f"{planted}.json").mkdir(parents=True)  # stands in for a full disk
+    arguments = ("scan", "--manifest", path, "--out", out, *HERE, "--methods", "tac")
+    code, shown, error = run(*arguments, "--json", tmp_path / "summary.json")
+    assert (code, error) == (1, "")
+    assert f"(line 2): {out / planted}.json is a folder" in shown
+    assert "2 models: 1 backdoor found, 1 nothing found." in shown
+    assert json.loads((out / f"{twin}.json").read_text())["verdict"] == "nothing found"
+    lost, _ = json.loads((tmp_path / "summary.json").read_text())["models"]
+    assert lost["record"] is None and "is a folder" in lost["unwritten"]
+    assert run(*arguments, "--fail-on", "never")[0] == 2
+    (out / f"{planted}.json").rmdir()
+    assert run(*arguments, "--fail-on", "never")[0] == 0, "it is tried again"
+    assert run(*arguments)[0] == 1
 
 
 FOUND, MAYBE, NOTHING, BROKEN = "backdoor found", "suspicious", "nothing found", "not usable"

@@ -75,7 +75,8 @@ def scan_models(
         executor: where.
         out: a folder for one record of each model, made if it is not there; with None no record is
             kept. A record is named after all that it was made from, so that a model or images that
-            have changed are scanned anew; a model that failed has none, and is tried again.
+            have changed are scanned anew; a model that failed has none, and is tried again. Where
+            a record cannot be written, its entry says why, as ``unwritten``.
         finished: called after each model.
         progress: called with a model's name, what it does, and the share that is finished.
 
@@ -84,8 +85,8 @@ def scan_models(
         "not usable".
 
     Raises:
-        InputError: ``out`` cannot be made, a record cannot be written, or a model without images is
-            to be audited or looked at by a method that needs them.
+        InputError: ``out`` cannot be made, or a model without images is to be audited or looked at
+            by a method that needs them.
     """
     started = time.perf_counter()
     blind = next((row for row in rows if row.images is None), None)
@@ -113,9 +114,12 @@ def scan_models(
         row = names[name]
         if isinstance(outcome, Done):
             record = _with_sources(outcome.value, row)
-            if out is not None:
-                write_json(out / f"{name}.json", record)
             found[name] = _entry(row, record, out, name) | {"scanned": "now"}
+            try:
+                if out is not None:
+                    write_json(out / f"{name}.json", record)
+            except InputError as error:  # what was found must not be lost with it
+                found[name] |= {"record": None, "unwritten": str(error)}
         else:
             found[name] = failure_entry(row, outcome)
         if finished is not None:

@@ -83,7 +83,7 @@ def summary_csv(models: Iterable[Mapping[str, Any]]) -> str:
         shown = {
             "verdict": verdict_of(entry),
             "suspects": ", ".join(entry.get("suspect_names", ())),
-            "reason": entry["failed"]["reason"] if "failed" in entry else None,
+            "reason": entry.get("failed", {}).get("reason", entry.get("unwritten")),
         }
         writer.writerow({key: _inert(value) for key, value in {**entry, **shown}.items()})
     return stream.getvalue()

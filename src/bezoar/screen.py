@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bezoar.wording import repair_in_words, signs_left
+from bezoar.wording import lost_in_words, repair_in_words, signs_left
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,7 +108,8 @@ def print_trials(record: dict[str, Any]) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("tried")
-    for name in ("accuracy lost", "triggers carry", "signs left", "seconds"):
+    lost = lost_in_words(record).lower()
+    for name in (lost, "triggers carry", "signs seen", "seconds"):
         table.add_column(name, justify="right")
     suspected = bool(record["scan"]["suspects"])
     for number, trial in enumerate(record["trials"]):
@@ -120,7 +121,7 @@ def print_trials(record: dict[str, Any]) -> None:
             continue
         table.add_row(
             name,
-            f"{100 * trial['accuracy_drop']:.1f}",
+            f"{round(100 * trial['accuracy_drop'], 1) + 0.0:.1f}",  # -0.0 is no loss
             f"{100 * left['worst']:.0f} %",
             signs_left(left["removed"], trial["returned"], suspected=suspected),
             f"{trial['seconds']:.0f}",
@@ -226,17 +227,19 @@ def print_fleet(summary: dict[str, Any]) -> None:
     for model in summary["models"]:
         if "failed" in model:
             console.print(f"{model['model']} (line {model['line']}): {model['failed']['reason']}")
+        if "unwritten" in model:
+            console.print(f"{model['model']} (line {model['line']}): {model['unwritten']}")
     told = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
-    console.print(f"{len(summary['models'])} models: {told}.")
+    several = "" if len(summary["models"]) == 1 else "s"
+    console.print(f"{len(summary['models'])} model{several}: {told}.")
     blind = sum(model["images"] is None for model in summary["models"])
     if blind:
         console.print(
-            f"{blind} of them without images: nothing is recovered then, and none is more than "
-            "suspicious."
+            f"Without images: {blind}; nothing is recovered then, and none is more than suspicious."
         )
     before = sum(model.get("scanned") == "before" for model in summary["models"])
     if before:
-        console.print(f"{before} of them were scanned by an earlier call.")
+        console.print(f"Scanned by an earlier call: {before}.")
 
 
 def print_bench(summary: dict[str, Any], planned: int, out: str) -> None:

@@ -43,7 +43,8 @@ class Scan(Common, Model, Reading, ManyModels):
     """Verdict, suspected classes and evidence, for one model or for each of a manifest.
 
     Exit code 0: nothing found. 1: suspicious or found (--fail-on chooses). 2: input not usable;
-    with a manifest, nothing was found and a model could not be used.
+    with a manifest, nothing that --fail-on counts, and a model that could not be used or whose
+    record could not be written.
 
     Attributes:
         model: a model.toml, or a weights file with the facts as options.
@@ -178,7 +179,9 @@ class Scan(Common, Model, Reading, ManyModels):
             write_text(self.summary, summary_csv(models))
         if not self.silent:
             print_fleet(summary)
-        return exit_code(map(verdict_of, models), self.fail_on)
+        code = exit_code(map(verdict_of, models), self.fail_on)
+        lost = any("unwritten" in model for model in models)
+        return UNUSABLE if lost and code == OK else code
 
     def _write_sarif(self, entries: Sequence[Mapping[str, Any]]) -> None:
         from bezoar.sarif import sarif_log
