@@ -4,9 +4,10 @@
     python benchmarks/make_measured.py --check   fails where they differ from the results
 
 A result file is a JSON object with ``title``, ``command``, ``versions``, ``machine`` and one or
-more lists of rows. Where it has a ``summary``, that is shown instead of the single runs. Rows that
-differ in nothing but their ``seed`` become one row with the mean and the range. A ``picture`` says
-which ``file`` below ``docs`` it drew and what that ``shows``; only the page shows it.
+more lists of rows. Where it has a ``summary``, that is shown instead of the single runs, and after
+it what it tells ``by attack``; only the page shows that. Rows that differ in nothing but their
+``seed`` become one row with the mean and the range. A ``picture`` says which ``file`` below
+``docs`` it drew and what that ``shows``; only the page shows it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 NOTHING = "Nothing has been measured yet: `benchmarks/results` holds no result."
 RATE = {"value", "low", "high", "count"}
+BY_ATTACK = "by attack"
 # What identifies a run; everything else in a row was measured.
 KEYS = (
     *("model", "method", "kind", "networks", "name", "attack", "clean images", "target"),
@@ -90,7 +92,7 @@ def digest(results: dict[str, Row]) -> str:
     for name, result in chosen.items():
         brief = [
             [{key: row[key] for key in BRIEF if key in row} for row in table]
-            for table in tables(result)
+            for table in tables({k: v for k, v in result.items() if k != BY_ATTACK})
             if "factor" not in table[0]  # one setting after another is for the page alone
         ]
         brief = [table for table in brief if len({key for row in table for key in row}) > 2]
@@ -108,7 +110,7 @@ def tables(result: Row) -> Iterator[list[Row]]:
     """The tables of one result: lists of rows with text in their cells."""
     lists = {key: value for key, value in result.items() if _is_rows(value)}
     if "summary" in lists:
-        lists = {"summary": lists["summary"]}
+        lists = {key: lists[key] for key in ("summary", BY_ATTACK) if key in lists}
     for rows in lists.values():
         flat = [dict(_flatten(row)) for row in rows]
         # Runs of different methods measure different things, so each method has its own table.

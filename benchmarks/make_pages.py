@@ -81,7 +81,7 @@ def wanted(root: Path) -> dict[Path, str]:
         pages[file] = "\n\n".join(filter(None, [head, text, tail])) + "\n"
     for one in own_attacks:
         entries = [entry for entry in pool.entries if entry.attack == one.name]
-        pages[docs / "attacks" / f"{one.name}.md"] = attack_page(one, runs, entries)
+        pages[docs / "attacks" / f"{one.name}.md"] = attack_page(one, runs, entries, results)
     return pages | {
         file: change(file.read_text(encoding="utf-8"))
         for file, change in {

@@ -54,13 +54,16 @@ def method_tail(kind: type[Method], runs: Runs, results: Mapping[str, Any]) -> s
     )
 
 
-def attack_page(kind: type[Attack], runs: Runs, entries: Sequence[Entry]) -> str:
+def attack_page(
+    kind: type[Attack], runs: Runs, entries: Sequence[Entry], results: Mapping[str, Any]
+) -> str:
     """The page of an attack.
 
     Args:
         kind: the attack.
         runs: all runs of the benchmark.
         entries: the models of the pool that carry it.
+        results: file name → content, of the other measurements.
     """
     facts = {
         "name": f"`{kind.name}`",
@@ -72,6 +75,7 @@ def attack_page(kind: type[Attack], runs: Runs, entries: Sequence[Entry]) -> str
         "source": f"`{_source(kind)}`",
     }
     own = parameters_table(kind, Attack) or "None of its own."
+    scanned = _scanned(kind.name, results.get("scan_power.json", {}))
     return (
         "\n\n".join(
             [
@@ -82,6 +86,7 @@ def attack_page(kind: type[Attack], runs: Runs, entries: Sequence[Entry]) -> str
                 f"Beside those of [every attack](../attacks.md#which-labels):\n\n{own}",
                 "## Methods against it",
                 _against(kind.name, runs),
+                *(["## Scans of it", scanned] if scanned else []),
                 "## Models of the pool",
                 _pool_table(entries) or "The pool in this repository has none.",
             ]
@@ -151,6 +156,24 @@ def _against(name: str, runs: Runs) -> str:
         parts += [f"On {half} models, in percent:", table]
     none = "No model with it is in the grid of [the leaderboard](../leaderboard.md)."
     return "\n\n".join(parts) or none
+
+
+def _scanned(name: str, power: Mapping[str, Any]) -> str:
+    """How many looks flag it, a line for each choice of witnesses; empty where none looked."""
+    rows = [row for row in power.get("by attack", ()) if row["attack"] == name]
+    if not rows:
+        return ""
+    models, draws = rows[0]["backdoored models"], rows[0]["draws of images"]
+    lines = [
+        f"- With {row['asked']}, the scan flags {row['flagged at 0.05']} of {row['looks']} looks "
+        f"at 5 %, {row['flagged at 0.01']} at 1 %; the right class comes first in "
+        f"{row['class right']}."
+        for row in rows
+    ]
+    return (
+        f"{models} held-out model{'' if models == 1 else 's'}, {draws} looks at each "
+        f"({_linked(power['title'])}):\n\n" + "\n".join(lines)
+    )
 
 
 def _pool_table(entries: Sequence[Entry]) -> str:

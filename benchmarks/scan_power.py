@@ -110,12 +110,42 @@ def power(runs: list[dict[str, Any]]) -> dict[str, Any]:
             for level in LEVELS
         }
     if bad and clean:
-        told["auroc"] = statistics.fmean(
-            float(auroc(*(torch.tensor([-r["p"] for r in kind if r["seed"] == seed])
-                          for kind in (bad, clean))))
-            for seed in seeds
-        )  # fmt: skip
+        told["auroc"] = auroc_of(bad, clean)
     return told
+
+
+def by_attack(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many looks at the backdoored ones flag them, for each attack.
+
+    With one to three networks of an attack, counts tell more than shares. AUROC is against all
+    backdoor-free ones.
+    """
+    clean = [r for r in runs if r["status"] == "clean"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run["status"] == "backdoored":
+            groups.setdefault(run["attack"], []).append(run)
+    return [
+        {
+            "attack": attack,
+            "backdoored models": len({r["model"] for r in own}),
+            "draws of images": len({r["seed"] for r in own}),
+            "looks": len(own),
+            **{f"flagged at {level:g}": sum(r["p"] <= level for r in own) for level in LEVELS},
+            "class right": sum(r["first"] == r["target"] for r in own),
+            "auroc": auroc_of(own, clean) if clean else None,
+        }
+        for attack, own in sorted(groups.items())
+    ]
+
+
+def auroc_of(bad: list[dict[str, Any]], clean: list[dict[str, Any]]) -> float:
+    """The mean over the draws of images."""
+    return statistics.fmean(
+        float(auroc(*(torch.tensor([-r["p"] for r in kind if r["seed"] == seed])
+                      for kind in (bad, clean))))
+        for seed in sorted({r["seed"] for r in bad})
+    )  # fmt: skip
 
 
 def share_of(runs: list[dict[str, Any]], told: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -193,6 +223,11 @@ def main() -> None:
     told = result_head(__file__, "False alarms and power of the combined scan") | {
         "machine": "computed from scan_null.json and automatic.json",
         "summary": [line for row in table[:2] for line in lines(row)],
+        "by attack": [
+            {"asked": row["asked"]} | line
+            for row in table[:2]
+            for line in by_attack([r for r in row["models"] if r["half"] == "held-out"])
+        ],
         "runs": [{"asked": row["asked"]} | model for row in table for model in row["models"]],
     }
     write_json(FOLDER / "scan_power.json", told)

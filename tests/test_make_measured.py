@@ -74,6 +74,17 @@ def test_summary_replaces_the_single_runs(script):
     assert "suspicious" not in page
 
 
+def test_what_is_told_by_attack_stands_after_the_summary_and_not_in_the_readme(script):
+    told = [{"attack": "sig", "backdoored models": 1, "looks": 3, "flagged at 0.05": 0}]
+    summary = [{"kind": "clean", "counted": 7, "auroc": 0.5}]
+    results = {"x.json": RUNS | {"summary": summary, "by attack": told}}
+    page = script.page(results)
+    assert page.index("| clean | 7 | 0.5 |") < page.index("| sig | 1 | 3 | 0 |")
+    assert "suspicious" not in page
+    digest = script.digest(results)
+    assert "| clean | 7 | 0.5 |" in digest and "sig" not in digest
+
+
 def test_text_cannot_break_out_of_a_table(script):
     table = script.markdown([{"name": "a|b\nc <script>"}])
     assert table.splitlines()[2] == "| a\\|b c &lt;script> |"

@@ -7,6 +7,7 @@ from typing import ClassVar
 import msgspec
 import pytest
 
+from bezoar.attacks import attacks
 from bezoar.errors import InputError
 from bezoar.methods import Method, methods
 
@@ -136,6 +137,26 @@ def test_an_attack_is_shown_by_method_and_the_best_comes_first(script):
     names = ["*no defense*", "*clean twin*", link("better"), link("worse"), link("ft")]
     assert order[1:] == names
     assert text.endswith("Still to be done: `slow`.")
+
+
+def test_the_page_of_an_attack_says_how_many_looks_flag_it(script):
+    page = script("registry_pages").attack_page
+    row = {"attack": "sig", "backdoored models": 1, "draws of images": 3, "looks": 3}
+    row |= {"flagged at 0.05": 0, "flagged at 0.01": 0, "class right": 0}
+    other = row | {"asked": "no images", "flagged at 0.05": 2, "flagged at 0.01": 1}
+    told = [{"asked": "all witnesses"} | row, other | {"class right": 3}]
+    results = {"scan_power.json": {"title": "Power: all", "by attack": told}}
+    text = page(attacks.get("sig"), RUNS, [], results)
+    assert (
+        "## Scans of it\n\n1 held-out model, 3 looks at each "
+        "([Power: all](../measured.md#power-all)):\n\n"
+        "- With all witnesses, the scan flags 0 of 3 looks at 5 %, 0 at 1 %; the right class comes "
+        "first in 0.\n"
+        "- With no images, the scan flags 2 of 3 looks at 5 %, 1 at 1 %; the right class comes "
+        "first in 3.\n"
+    ) in text
+    assert "## Scans of it" not in page(attacks.get("blend"), RUNS, [], results)
+    assert "## Scans of it" not in page(attacks.get("sig"), RUNS, [], {})
 
 
 class Undescribed(Method, frozen=True, kw_only=True):

@@ -8,16 +8,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from automatic import summary, told_too_little
-from scan_power import power
+from scan_power import by_attack, power
 
 
-def seen(model, seed, p, *, first=3, target=3):
+def seen(model, seed, p, *, first=3, target=3, attack="blend"):
     status = "clean" if target is None else "backdoored"
     return {
         "model": model,
         "seed": seed,
         "status": status,
-        "attack": None if target is None else "blend",
+        "attack": None if target is None else attack,
         "p": p,
         "first": first,
         "target": target,
@@ -37,6 +37,37 @@ def test_a_network_that_is_flagged_in_one_of_two_looks_is_half_a_hit():
     assert told["flagged"]["count"] == 2  # networks, so the interval stays as wide as two are
     assert told["false alarms"]["at 0.05"]["value"] == 0.5
     assert told["auroc"] == pytest.approx((1.0 + 0.0) / 2)
+
+
+def test_each_attack_has_its_looks_counted_also_one_that_is_never_seen():
+    looks = [
+        *(seen("w", 0, 0.9, first=1, attack="sig"), seen("w", 1, 0.0501, first=1, attack="sig")),
+        *(seen("a", 0, 0.01), seen("a", 1, 0.0101), seen("b", 0, 0.05), seen("b", 1, 0.2, first=1)),
+        *(seen("c", 0, 0.1, target=None), seen("c", 1, 0.03, target=None)),
+    ]
+    blend, sig = by_attack(looks)
+    assert blend == {
+        "attack": "blend",
+        "backdoored models": 2,
+        "draws of images": 2,
+        "looks": 4,
+        "flagged at 0.05": 3,
+        "flagged at 0.01": 1,
+        "class right": 3,
+        "auroc": pytest.approx((1.0 + 0.5) / 2),
+    }
+    assert sig == {
+        "attack": "sig",
+        "backdoored models": 1,
+        "draws of images": 2,
+        "looks": 2,
+        "flagged at 0.05": 0,
+        "flagged at 0.01": 0,
+        "class right": 0,
+        "auroc": 0.0,
+    }
+    assert by_attack(looks[-2:]) == []
+    assert by_attack(looks[:2])[0]["auroc"] is None, "no backdoor-free network to compare with"
 
 
 def cleaned(model, seed, *, acc=0.9, ra=0.5, twin=None):

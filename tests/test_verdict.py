@@ -1,12 +1,14 @@
 """Verdicts from evidence made by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bezoar.methods import Evidence
 from bezoar.methods.neural_cleanse_triggers import Triggers
+from bezoar.proving import Proof
 from bezoar.verdict import Levels, Verdict, judge
 from bezoar.wording import FALLBACK, PATCH
 
@@ -158,7 +160,7 @@ def test_a_proof_pays_for_the_number_of_witnesses_too():
     (reason,) = judgement.reasons
     assert "p = 0.012, " in reason
     assert "the smallest of 4, times 2 for as many methods). " in reason
-    assert reason.endswith(" A finding needs p <= 0.01, too; that is not reached.")
+    assert " A finding needs p <= 0.01" in reason and reason.endswith(", too; that is not reached.")
 
 
 def test_each_witness_speaks_its_own_words():
@@ -194,3 +196,134 @@ def test_where_nothing_was_recovered_for_the_suspect_no_share_is_told():
 def test_a_score_that_is_no_number_is_left_out(score):
     judgement = judge([evidence((0.001, 1, 1, 1), scores=(score, 0, 0, 0))], NAMES)
     assert ", class ant: length of something is 1 (p = 0.001, " in judgement.reasons[0]
+
+
+# -- recovered triggers, tried class by class ------------------------------------------------------
+
+NEEDED = "80 % are needed"
+REACHED = f"{NEEDED} and reached for a proof."
+OF_SOME = f"{NEEDED} for a proof, of all or of some classes: they are reached of 2."
+NATURAL = "through the features that separate these classes anyway; from 75 % on that may be a "
+NATURAL += "natural likeness and is no proof."
+
+
+def tried(sources=(1, 2), *, counted=30, carried=0.9, natural: float | None = 0.1, firm=None):
+    """A proof; every source has enough images if ``firm`` does not say otherwise."""
+    return Proof(sources, counted, carried, natural, len(sources) if firm is None else firm)
+
+
+def patch(share, p=0.001):
+    return evidence((p, 1, 1, 1), carried=(share, 0, 0, 0), recovered=triggers(range(4)))
+
+
+def shift(share):
+    return evidence((0.001, 1, 1, 1), carried=(share, 0, 0, 0), perturbations=torch.ones(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("seen", "proof", "found", "ending"),
+    [
+        pytest.param(patch(0.9), tried(natural=0.74), True, REACHED, id="works"),
+        pytest.param(patch(0.9), tried(natural=None), True, REACHED, id="natural unknown"),
+        pytest.param(
+            patch(0.9), tried(natural=0.75), False, f"It works to 75 % {NATURAL}", id="natural"
+        ),
+        pytest.param(
+            patch(0.9),
+            tried((1,)),
+            False,
+            ", bee; 2 are needed, for two classes may just look alike.",
+            id="one source",
+        ),
+        pytest.param(
+            patch(0.9),
+            tried((), natural=None),
+            False,
+            "It carries 80 % of the images of 0 other classes; 2 are needed, for two classes may "
+            "just look alike.",
+            id="no source",
+        ),
+        pytest.param(patch(0.5), tried(carried=0.5), True, OF_SOME, id="of some"),
+        pytest.param(
+            patch(0.5),
+            tried(carried=0.5, natural=0.8),
+            False,
+            f"{OF_SOME} It works to 80 % {NATURAL}",
+            id="of some, natural",
+        ),
+        pytest.param(
+            patch(0.5),
+            tried(carried=0.5, firm=1),
+            False,
+            f"{NEEDED} for a proof. It carries 80 % of the images of 2 other classes, of which "
+            "fewer than 2 have 3 held-out images or more: among 4 classes that may be chance.",
+            id="of some, by chance",
+        ),
+        pytest.param(
+            patch(0.9),
+            tried((), counted=0, carried=0.0, natural=None),
+            False,
+            f"{REACHED} It was computed from all images, so none is left to try it on.",
+            id="no image left",
+        ),
+        # a shift was computed from the images of each class, so it must carry most of all images
+        pytest.param(shift(0.8), tried(), True, REACHED, id="shift"),
+        pytest.param(
+            shift(0.79), tried(carried=0.79), False, f"{NEEDED} for a proof.", id="shift of some"
+        ),
+        pytest.param(
+            shift(0.9), tried(natural=0.9), False, f"It works to 90 % {NATURAL}", id="natural shift"
+        ),
+        # nothing to try: the witness's own share decides
+        pytest.param(patch(0.8), None, True, REACHED, id="untried"),
+        pytest.param(patch(0.79), None, False, f"{NEEDED} for a proof.", id="untried, too few"),
+    ],
+)
+def test_what_a_recovered_trigger_does_class_by_class_decides(seen, proof, found, ending):
+    judgement = judge([seen], NAMES, prove=lambda evidence, k: proof)
+    assert judgement.verdict is (Verdict.BACKDOOR_FOUND if found else Verdict.SUSPICIOUS)
+    assert judgement.suspects == (0,) and judgement.proven == ((0,) if found else ())
+    assert judgement.proofs == ({} if proof is None else {(0, 0): proof})
+    (reason,) = judgement.reasons
+    assert reason.endswith(ending)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_a_trigger_that_works_still_needs_the_small_p_value(share):
+    judgement = judge([patch(share, 0.02)], NAMES, prove=lambda evidence, k: tried(carried=share))
+    assert judgement.verdict is Verdict.SUSPICIOUS and judgement.proven == ()
+    (reason,) = judgement.reasons
+    assert " A finding needs p <= 0.01" in reason and reason.endswith(", too; that is not reached.")
+
+
+def test_a_trigger_that_works_needs_the_small_p_value_of_its_own_witness():
+    silent, working = evidence((0.0001, 1, 1, 1)), patch(0.9, 0.02)
+    judgement = judge(
+        [silent, working], NAMES, prove=lambda seen, k: tried() if seen is working else None
+    )
+    assert judgement.p_values[0] == pytest.approx(0.0002)
+    assert judgement.verdict is Verdict.SUSPICIOUS and judgement.proven == ()
+
+
+def test_a_trigger_that_works_needs_the_small_p_value_of_all_witnesses_together():
+    working = replace(patch(0.9, 0.008), method="weights")
+    seeing_nothing = replace(evidence((1.0, 1, 1, 1)), method="mm-bd")
+    judgement = judge([working, seeing_nothing], NAMES, prove=lambda seen, k: tried())
+    assert judgement.combined.corrections == (1, 1), "measured together, they do not share"
+    assert 0.01 < judgement.p_values[0] <= 0.05
+    assert judgement.verdict is Verdict.SUSPICIOUS and judgement.proven == ()
+
+
+def test_only_what_a_witness_finds_unusual_is_tried_and_a_natural_one_does_not_decide():
+    first, second, blind = patch(0.9, 0.0001), patch(0.9, 0.0002), patch(1.0, 0.9)
+    asked = []
+
+    def prove(seen, k):
+        asked.append((seen, k))
+        return tried(natural=0.8 if seen is first else 0.1)
+
+    judgement = judge([first, second, blind], NAMES, prove=prove)
+    assert asked == [(first, 0), (second, 0)]
+    assert set(judgement.proofs) == {(0, 0), (1, 0)}
+    assert judgement.verdict is Verdict.BACKDOOR_FOUND and judgement.deciding[0] == 1
+    assert "natural likeness" not in judgement.reasons[0] and NATURAL in judgement.reasons[1]
