@@ -63,6 +63,15 @@ def test_the_model_stays_as_it_is(digits):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_what_other_witnesses_do_not_see_is_told_as_perhaps_chance(digits, audits, monkeypatch):
+    assert "may be chance" not in audits["planted"].record["audit"]["sentence"], "all see it"
+    unusual = {"class": 3, "outcome": audit_module.EXPOSED, "sentence": "It draws all."}
+    monkeypatch.setattr(audit_module, "_audited", lambda *_given: dict(unusual))
+    finding = audit(digits.twin, digits.clean, seed=0)
+    assert finding.verdict.value == "nothing found"
+    assert finding.record["audit"]["sentence"].endswith("may be chance.")
+
+
 def test_images_without_labels_are_refused_before_the_work(digits):
     with pytest.raises(InputError, match="audit"):
         audit(digits.twin, ImageSet(digits.clean.images))
@@ -89,4 +98,5 @@ def test_what_was_re_exposed_is_named(p, as_it_is, exposed, outcome):
     )
     found = audit_module._audited(evidence, ("cat", "dog", "emu"), 0.05)
     assert found["outcome"] == outcome
+    assert f"as about {100 * p:.0f} in 100 networks" in found["sentence"] or outcome[0] == "n"
     assert "Class dog draws 80 % of the images" in found["sentence"]

@@ -159,7 +159,8 @@ def test_images_without_labels_take_no_part_and_all_of_them_give_agreement(digit
     assert record["agreement"]["value"] == pytest.approx(share)
     assert record["agreement"]["count"] == 300
     assert record["before"] is record["after"] is record["accuracy_drop"] is None
-    assert record["outcome"].startswith(f"{UNMEASURED}: {NO_LABELS}. ")
+    assert record["heading"] == f"{UNMEASURED}, signs of a backdoor left", "it repairs nothing"
+    assert record["outcome"].startswith(f"{record['heading']}: {NO_LABELS}. ")
     most = math.ceil(1000 * (1 - share)) / 10
     assert f"cannot have fallen by more than {most:.1f} points; whether it is" in record["outcome"]
     assert "limit of 5 points could not be judged. Agreement says nothing" in record["outcome"]

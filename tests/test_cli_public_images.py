@@ -101,7 +101,7 @@ def test_images_of_the_task_judge_and_their_notes_and_those_of_others_are_told(
     clean, streets, model_files
 ):
     code, out, _, record = clean("--public", streets, "--images", model_files / "clean.npz")
-    assert code == 0 and "Repaired, signs of the backdoor left: accuracy 99.0 % before" in out
+    assert code == 0 and "Repaired, signs of a backdoor left: accuracy 99.0 % before" in out
     assert record["fitted_on"] == {"count": 0, "of": 300}
     assert out.count("Note: Public images: ") == 1
     assert len(Borrow.given[0]) == 24

@@ -123,7 +123,7 @@ def test_images_without_labels_give_agreement_and_no_accuracy(clean, page, bare)
     assert record["images"]["source"] == record["scan"]["images"]["source"] == str(bare)
     assert record["agreement"]["count"] == 300 and record["before"] is None
     shown = page()
-    assert shown.headings[0] == UNMEASURED
+    assert shown.headings[0] == f"{UNMEASURED}, signs of a backdoor left", "it repairs nothing"
     assert "Accuracy was not measured: the clean images have no labels." in shown.text
     assert "Agreement 100.0 % same answer before and after" in shown.text
     assert "Number of images 300, without labels" in shown.text
@@ -132,10 +132,10 @@ def test_images_without_labels_give_agreement_and_no_accuracy(clean, page, bare)
 
 def test_labelled_images_give_accuracy(clean, page, model_files):
     code, out, _, record = clean("--images", model_files / "clean.npz")
-    assert code == 0 and "Repaired, signs of the backdoor left: accuracy 99.0 % before" in out
+    assert code == 0 and "Repaired, signs of a backdoor left: accuracy 99.0 % before" in out
     assert record["fitted_on"] == {"count": 0, "of": 300}
     shown = page()
-    assert shown.headings[0] == "Repaired, signs of the backdoor left", "it does nothing"
+    assert shown.headings[0] == "Repaired, signs of a backdoor left", "it does nothing"
     assert "Accuracy 99.0 % → 99.0 %" in shown.text and "was not measured" not in shown.text
     assert "Agreement on synthetic images 97.9 %" in shown.text
 

@@ -329,7 +329,9 @@ def test_precaution_repairs_a_model_in_which_nothing_was_found(digits):
     assert trial["share"] in SHARES and record["kept"] == 0
     assert trial["accuracy_drop"] == pytest.approx(record["accuracy_drop"])
     assert record["method"]["reason"].startswith("Nothing was found; it is repaired as a precaut")
-    assert f"{trial['share']} of the way of the most unusual class" in record["method"]["reason"]
+    assert record["method"]["reason"].endswith(
+        f"for the most unusual class: joint-unlearning, {trial['share']} of the way."
+    )
     assert record["aftercare"]["probe"] is None
     assert record["outcome"].endswith(record["aftercare"]["risk"])
     assert "nothing, so there is no sign" in record["aftercare"]["risk"]
@@ -444,6 +446,8 @@ def test_a_repair_that_changes_nothing_says_so(digits):
     assert record["accuracy_drop"] == pytest.approx(0, abs=1e-6)
     assert record["agreement"]["value"] == 1
     assert record["heading"] == "Nothing changed"
+    assert "does not bring it back" not in record["aftercare"]["probe"]["sentence"]
+    assert "recovered triggers still carry" in record["aftercare"]["probe"]["sentence"]
     assert record["outcome"].startswith("Nothing changed: witness left the network as it was. ")
     assert record["rescan"] == record["scan"], "one verdict for one network"
     assert "The scan's verdict stands: backdoor found." in record["outcome"]
@@ -454,7 +458,7 @@ def test_a_repair_that_leaves_the_backdoor_is_headed_so(digits, planted_repair):
     idle = FineTuning(recipe=Recipe(epochs=1, learning_rate=1e-6))
     record = pipeline.clean(digits.planted, digits.clean, method=idle).record
     assert record["accepted"], "it costs no accuracy"
-    assert record["heading"] == "Repaired, signs of the backdoor left"
+    assert record["heading"] == "Repaired, signs of a backdoor left"
     assert record["outcome"].startswith(f"{record['heading']}: accuracy ")
     assert any("trigger still carries" in sign for sign in record["aftercare"]["signs"])
     assert all(sign in record["aftercare"]["risk"] for sign in record["aftercare"]["signs"])

@@ -1,7 +1,7 @@
 """Which classes a dear witness looks at."""
 
 from bezoar.methods import TAC, Evidence, NeuralCleanse
-from bezoar.reference_classes import DRAWN, MOST, PICKED, narrowed
+from bezoar.reference_classes import DRAWN, MOST, PICKED, looked_at_some, narrowed
 
 
 def evidence(p_values):
@@ -32,3 +32,11 @@ def test_a_choice_of_the_user_and_other_witnesses_stay():
     mine = NeuralCleanse(classes=(1, 2, 3, 4))
     assert narrowed(mine, [], 43, seed=0) is mine
     assert narrowed(TAC(), [], 43, seed=0) == TAC()
+    assert looked_at_some(mine, mine, 43) == [], "the user knows"
+    assert looked_at_some(TAC(), TAC(), 43) == []
+
+
+def test_a_narrowed_look_is_told():
+    witness = NeuralCleanse()
+    (told,) = looked_at_some(narrowed(witness, [], 43, seed=0), witness, 43)
+    assert told.startswith("The witness neural-cleanse looked at 10 of the 43 classes")

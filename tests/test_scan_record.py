@@ -106,11 +106,11 @@ def swapped(values, other):
 
 def test_a_shift_is_told_as_a_change_and_a_patch_as_a_patch():
     assert plain([shifts()])["sentence"] == (
-        "A small change of the last layer's input, the same for all images, carries almost every "
-        "image into class Ant, and backdoor-free models hardly ever show one so small."
+        "A small change of the last layer's input, the same for all images, carries most images "
+        "into class Ant, and backdoor-free models hardly ever show one so small."
     )
     assert plain([patches()])["sentence"] == (
-        "A small patch, the same for all images, carries almost every image into class Ant, and "
+        "A small patch, the same for all images, carries most images into class Ant, and "
         "backdoor-free models hardly ever show one so small."
     )
 
@@ -135,6 +135,19 @@ def test_only_the_classes_that_are_proven_are_told_as_found():
         "Class cow can be reached more easily than backdoor-free models show, without the proof "
         "that would make it a finding."
     )
+
+
+def test_several_classes_are_told_each_by_itself():
+    two = patches((0.2, 0.3, *USUAL[1:]))
+    two = replace(two, p_values=(0.001, 0.002, *two.p_values[2:]))
+    found = plain([two])
+    assert found["suspects"] == [0, 1]
+    assert found["sentence"] == (
+        "For each of the classes Ant, bee: A small patch, the same for all images, carries most "
+        "images into it, and backdoor-free models hardly ever show one so small."
+    )
+    unproven = plain([replace(two, carried=(0.1,) * 8)])["sentence"]
+    assert unproven.startswith("Each of the classes Ant, bee can be reached more easily ")
 
 
 def test_nothing_found_names_all_that_was_looked_for():
@@ -216,7 +229,7 @@ def test_a_trigger_that_leads_to_another_class_than_the_suspect_is_told_with_tha
 def test_a_generated_trigger_is_told_in_its_words():
     record = plain([generated(all_to(0))])
     assert record["sentence"] == (
-        "One bounded change of the pixels carries almost every image into class Ant, and "
+        "One bounded change of the pixels carries most images into class Ant, and "
         "backdoor-free models hardly ever show one of such strength."
     )
     assert record["reasons"][0].startswith("bti-dbf, class Ant: pull is 0.5, ")
@@ -297,4 +310,4 @@ def test_words_fit_any_method_that_brings_none():
     made = Evidence("third", "Size", values, outliers.scores, outliers.p_values, "x", (0.9,) * 8)
     assert made.told == Words()
     sentence = plain([made])["sentence"]
-    assert sentence.startswith("One perturbation, the same for all images, carries almost every ")
+    assert sentence.startswith("One perturbation, the same for all images, carries most images ")

@@ -161,6 +161,9 @@ def test_the_report_tells_it(tested, digits):
     first, second = read_self_test(record)
     assert first == tested["sentence"] and "Planted, scanned and cleaned with" in second
     assert read_self_test({"kind": "scan"}) == []
+    missed = read_self_test({"self_test": tested | {"untouched": True}})
+    assert missed[1].startswith("Planted and scanned with")
+    assert read_self_test({"self_test": tested | {"planted": False}}) == [first], "not planted"
     assert tested["sentence"] in report.render(record)
 
 
@@ -186,7 +189,7 @@ def test_the_command_prints_it_and_refuses_what_cannot_be_tested(model_files, tm
     assert code == 0 and record["self_test"]["planted"]
     shown = " ".join(capsys.readouterr().out.split())
     assert f"Self-test: {' '.join(record['self_test']['sentence'].split())}" in shown
-    assert "The self-test: a patch planted by us" in (tmp_path / "scan.html").read_text()
+    assert ">The self-test</h2>" in (tmp_path / "scan.html").read_text()
     unlabelled = tmp_path / "unlabelled.npz"
     np.savez(unlabelled, images=np.load(images)["images"])
     assert cli.run(["scan", str(model), "--images", str(unlabelled), "--self-test"]) == 2

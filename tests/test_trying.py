@@ -133,7 +133,7 @@ def test_a_repair_that_only_covers_the_backdoor_up_does_not_end_the_search(bench
     rows = [trial.as_record() for trial in trials]
     assert [row["returned"] for row in rows] == [True, None, False]
     assert rows[0]["tuned"] == 0.8 and rows[1]["tuned"] is None
-    assert choosing.best_of(trials, other).reason.endswith("no sign is left.")
+    assert choosing.best_of(trials, other).reason.endswith("no sign was seen.")
     assert choosing.best_of(trials[:1], covered).reason.endswith("has the best balance.")
 
 

@@ -49,11 +49,15 @@ class Probe:
         """What was seen."""
         if self.after is None:
             return f"Whether fine-tuning brings it back could not be tried: {self.failure}."
-        does = "brings it back" if self.returned else "does not bring it back"
+        if self.returned:
+            begins = "Fine-tuning brings it back: the recovered triggers"
+        elif self.before > DEAD:  # it never left
+            begins = "The recovered triggers still"
+        else:
+            begins = "Fine-tuning does not bring it back: the recovered triggers"
         return (
-            f"Fine-tuning {does}: the recovered triggers carry {100 * self.before:.0f} % of "
-            f"held-out images before and {100 * self.after:.0f} % after {PROBE.epochs} epochs of "
-            "ordinary fine-tuning."
+            f"{begins} carry {100 * self.before:.0f} % of held-out images before and "
+            f"{100 * self.after:.0f} % after {PROBE.epochs} epochs of ordinary fine-tuning."
         )
 
     def as_record(self) -> dict[str, Any]:
@@ -99,6 +103,11 @@ def retuning_probe(
 NOTHING_TO_WATCH = (
     "Residual risk: the scan found nothing, so there is no sign of a backdoor to watch; one that "
     "the scan does not see may be left whole."
+)
+NEW_SUSPECT = "a class stands out that did not before the repair"
+NEWLY_SUSPECTED = (
+    f"Residual risk: {NEW_SUSPECT}; do not rely on this model without further tests. One "
+    "backdoor-free network in twenty is suspected by chance."
 )
 
 

@@ -23,6 +23,8 @@ from bezoar.scanning import Finding, Witnesses, scan
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels
 
+EXPOSED = "re-exposed"
+
 
 def audit(
     classifier: Classifier,
@@ -64,6 +66,8 @@ def audit(
     level = (levels or Levels()).suspicious
     exposed = next(e for e in finding.evidence if e.method == exposing.name)
     found = _audited(exposed, classifier.classes, level)
+    if found["outcome"] == EXPOSED and found["class"] not in finding.suspects:
+        found["sentence"] += " Together with what the other methods see, that may be chance."
     finding.record["audit"] = found
     finding.record["reasons"].append(found["sentence"])
     return finding
@@ -82,9 +86,9 @@ def _audited(evidence: Evidence, classes: Sequence[str], level: float) -> dict[s
         outcome = "nothing re-exposed"
         sentence = f"{falls}, as in networks without a backdoor (p = {p:.2g})."
     else:
-        outcome = "re-exposed"
+        outcome = EXPOSED
         sentence = (
-            f"{falls}; networks without a backdoor hardly ever do (p = {p:.2g}). A trigger "
+            f"{falls}, as about {100 * p:.0f} in 100 networks without a backdoor do. A trigger "
             f"inverted on the half-unlearned model carries {100 * exposed:.0f} % of held-out "
             f"images there and {100 * as_it_is:.0f} % on the model as it is."
         )

@@ -64,7 +64,7 @@ def best_of(trials: Sequence[Trial], best: Trial) -> Choice:
     count = len(trials)
     tried = f"{count} repairs were tried" if count > 1 else "One repair was tried"
     if best.weighed is not None and best.weighed.removed:
-        return Choice(best.method, f"{tried}; after this one ({best.name}) no sign is left.")
+        return Choice(best.method, f"{tried}; after this one ({best.name}) no sign was seen.")
     return Choice(best.method, f"{tried}; this one ({best.name}) has the best balance.")
 
 
@@ -72,6 +72,6 @@ def as_precaution(trial: Trial) -> Choice:
     """The repair of a model in which nothing was found."""
     return Choice(
         trial.method,
-        f"Nothing was found; it is repaired as a precaution, by {trial.name} of the most unusual "
-        "class.",
+        f"Nothing was found; it is repaired as a precaution for the most unusual class: "
+        f"{trial.name}.",
     )

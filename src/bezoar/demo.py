@@ -34,6 +34,7 @@ DIGITS_RECIPE = Recipe(
 )
 MEAN, STD = 0.3, 0.35
 POISON_RATE = 0.1
+REMOVED = 0.1  # an ASR that counts as removed
 TRAIN, CLEAN = 1000, 300
 
 
@@ -108,7 +109,7 @@ def run(
     }
     record = scanning.describe(backdoored, clean, seed) | {
         "kind": "demo",
-        "title": "A backdoor in a digit classifier: planted, found, removed, checked",
+        "title": _title(finding, after),
         "command": command,
         "sentence": (
             f"A network for handwritten digits was trained with a 2x2 patch in "
@@ -157,6 +158,12 @@ def _train(
     )
     fit(classifier, images, DIGITS_RECIPE, seed=seed, progress=progress, what=what)
     return classifier
+
+
+def _title(finding: pipeline.Finding, after: Scores) -> str:
+    found = "found" if finding.suspects else "looked for"
+    removed = "removed" if after.asr <= REMOVED else "repaired"
+    return f"A backdoor in a digit classifier: planted, {found}, {removed}, checked"
 
 
 def _write_images(path: Path, images: ImageSet) -> None:

@@ -107,7 +107,7 @@ def _by_accuracy(because: str, loss: AccuracyLoss, record: dict[str, Any]) -> Ju
     figures = (
         f"accuracy {100 * before.value:.1f} % before and {100 * after.value:.1f} % after, on "
         f"{before.count} held-out clean images; {_lost(loss)} "
-        f"({'within' if within else 'beyond'} the limit of {100 * limit:g} points)."
+        f"({'within' if within else 'beyond'} the limit of {_limit_in_words(limit)})."
     )
     accepted = within and not because
     told = f"{because}A{figures[1:]}" if because else figures
@@ -121,8 +121,12 @@ def _by_accuracy(because: str, loss: AccuracyLoss, record: dict[str, Any]) -> Ju
     return Judged(REPAIRED if accepted else NOT_ACCEPTED, told, record)
 
 
+def _limit_in_words(limit: float) -> str:
+    return f"{100 * limit:g} point{'' if limit == 0.01 else 's'}"
+
+
 def _lost(loss: AccuracyLoss) -> str:
-    points = round(100 * loss.value, 1)
+    points = round(100 * loss.value, 1) + 0.0  # -0.0 is no loss
     what = f"a gain of {-points:.1f}" if points < 0 else f"a loss of {points:.1f}"
     return f"estimated as {what} points, give or take {100 * loss.error:.1f}"
 
@@ -191,7 +195,7 @@ def _bounded(count: int, same: Rate, limit: float) -> str:
         f"the {count} clean {'image has' if count == 1 else 'images have'} no labels. The old and "
         f"the new model answer {_percent(same.as_record())} of them with the same class, so "
         f"accuracy on these images cannot have fallen by more than {_up(most):.1f} points; "
-        f"{'that' if certain else 'whether it'} is within the limit of {100 * limit:g} points"
+        f"{'that' if certain else 'whether it'} is within the limit of {_limit_in_words(limit)}"
         f"{'' if certain else ' could not be judged'}. Agreement says nothing about the backdoor."
     )
 

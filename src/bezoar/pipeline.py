@@ -11,6 +11,8 @@ import time
 from typing import Any
 
 from bezoar.aftercare import (
+    NEW_SUSPECT,
+    NEWLY_SUSPECTED,
     NOTHING_TO_WATCH,
     residual_risk,
     retuning_probe,
@@ -34,7 +36,7 @@ from bezoar.scanning import scan as scan
 from bezoar.surviving import Survival
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Verdict
-from bezoar.wording import NO_PROOF, REPAIRED, SIGNS_LEFT, UNCHANGED, UNTOUCHED
+from bezoar.wording import NO_PROOF, REPAIRED, SIGNS_LEFT, UNCHANGED, UNMEASURED, UNTOUCHED
 
 
 def clean(
@@ -165,8 +167,8 @@ def _judged(given: Given, finding: Finding | None, made: Repaired) -> dict[str, 
     elif given.images is not None and finding is not None:
         rescan, again = look_again(given, repair.classifier, behind_purifier=front is not None)
     care = _cared_for(given, finding, made, rescan)
-    if heading == REPAIRED and _signs_left(finding, care, rescan):
-        heading = SIGNS_LEFT
+    if heading in (REPAIRED, UNMEASURED) and _signs_left(care, rescan):
+        heading += SIGNS_LEFT
     total, judging = (0 if s is None else len(s) for s in (given.images, made.held_out))
     sentences = (f"{heading}: {told}", again, care["risk"] if care else "")
     return judged.record | {
@@ -200,8 +202,9 @@ def _cared_for(
     repaired = made.repair.classifier
     left = (made.kept and made.kept.survival) or made.survivors.after(repaired)
     if finding is not None and finding.verdict is Verdict.NOTHING_FOUND:
-        risk = NOTHING_TO_WATCH
-        return {"survival": left.as_record(), "probe": None, "signs": [], "risk": risk}
+        seen = [] if rescan is None or not rescan.suspects else [NEW_SUSPECT]
+        risk = NEWLY_SUSPECTED if seen else NOTHING_TO_WATCH
+        return {"survival": left.as_record(), "probe": None, "signs": seen, "risk": risk}
     probe = (made.kept and made.kept.probe) or retuning_probe(
         repaired, made.known, made.survivors, left, seed=given.seed, progress=given.progress
     )
@@ -224,12 +227,8 @@ def _cared_for(
     }
 
 
-def _signs_left(
-    finding: Finding | None, care: dict[str, Any] | None, rescan: Finding | None
-) -> bool:
-    """Whether anything still speaks for the backdoor that a scan saw."""
-    if finding is None or finding.verdict is Verdict.NOTHING_FOUND:
-        return False
+def _signs_left(care: dict[str, Any] | None, rescan: Finding | None) -> bool:
+    """Whether anything speaks for a backdoor in the repaired model."""
     return bool(care["signs"] if care else rescan is not None and rescan.suspects)
 
 

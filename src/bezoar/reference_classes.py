@@ -37,6 +37,16 @@ def narrowed(method: Method, before: Sequence[Evidence], classes: int, *, seed: 
     return msgspec.structs.replace(method, classes=tuple(sorted(picked + drawn)))
 
 
+def looked_at_some(looking: Method, witness: Method, classes: int) -> list[str]:
+    """What is to be said of a witness that was narrowed to ``looking``."""
+    if looking is witness or not isinstance(looking, NeuralCleanse) or looking.classes is None:
+        return []
+    return [
+        f"The witness {witness.name} looked at {len(looking.classes)} of the {classes} classes: "
+        "those that the others find most unusual, and some drawn at random."
+    ]
+
+
 def _unusual(evidence: Sequence[Evidence], k: int) -> tuple[float, float]:
     p_values = [e.p_values[k] for e in evidence]
     return min(p_values), sum(p_values)

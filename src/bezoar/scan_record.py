@@ -114,8 +114,8 @@ def _sentence(
     # A trigger that works on the images of some classes alone is told class by class.
     partly = {k: proof for k in judgement.proven if (proof := _partial(judgement, k))}
     sentences = [
-        f"{words.means} carries almost every image into {_named(chosen, classes)}, and "
-        f"{words.rarely}."
+        f"{_each(chosen, classes)}{words.means} carries most images into "
+        f"{_named(chosen, classes) if len(chosen) == 1 else 'it'}, and {words.rarely}."
         for words, chosen in _grouped([k for k in judgement.proven if k not in partly], told)
     ]
     sentences += [
@@ -124,8 +124,8 @@ def _sentence(
         for k, proof in partly.items()
     ]
     sentences += [
-        f"C{_named(chosen, classes)[1:]} {words.exceeds}, without the proof that would make it a "
-        "finding."
+        f"{'C' if len(chosen) == 1 else 'Each of the c'}{_named(chosen, classes)[1:]} "
+        f"{words.exceeds}, without the proof that would make it a finding."
         for words, chosen in _grouped(unproven, told)
     ]
     return " ".join(sentences)
@@ -162,6 +162,11 @@ def _grouped(chosen: Sequence[int], told: Sequence[Words]) -> list[tuple[Words, 
     for k in chosen:
         groups.setdefault(told[k], []).append(k)
     return list(groups.items())
+
+
+def _each(chosen: Sequence[int], classes: Sequence[str]) -> str:
+    """How a sentence begins that is true of each of several classes by itself."""
+    return "" if len(chosen) == 1 else f"For each of the {_named(chosen, classes)}: "
 
 
 def _named(chosen: Sequence[int], classes: Sequence[str]) -> str:

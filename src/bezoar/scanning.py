@@ -26,7 +26,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import RNP, Evidence, Method, methods
 from bezoar.proving import Prover
-from bezoar.reference_classes import narrowed
+from bezoar.reference_classes import looked_at_some, narrowed
 from bezoar.scan_record import scan_record
 from bezoar.statistics import FEWEST_CLASSES
 from bezoar.training import Progress, no_progress
@@ -158,6 +158,7 @@ def _look_with(
         try:
             # Without images, ``find_witnesses`` let none pass that needs them.
             evidence.append(looking.inspect(classifier, clean, seed=seed, progress=progress))  # type: ignore[arg-type]
+            told += looked_at_some(looking, witness, classifier.num_classes)
         except InputError as error:
             if witness in needed:
                 raise

@@ -134,7 +134,7 @@ def judge(
             if proof is not None:
                 proofs[w, k] = proof
             looked = combined.correction_in_words(w)
-            told = _reasons(evidence[w], k, p, classes, levels, looked, proof)
+            told = _reasons(evidence[w], k, (p, p_values[k]), classes, levels, looked, proof)
             said[w] = " ".join(told + _proof_reasons(proof, levels, classes))
             usual = max(p, p_values[k]) > levels.found
             if not usual and k not in proven and _carries(evidence[w], k, levels, proof):
@@ -187,8 +187,9 @@ def _proof_reasons(proof: Proof | None, levels: Levels, classes: Sequence[str]) 
     elif len(proof.sources) < FEWEST_SOURCES:
         from_class = "".join(f", {classes[j]}" for j in proof.sources)
         told.append(
-            f"It carries {percent} of the images of {len(proof.sources)} other classes"
-            f"{from_class}; {FEWEST_SOURCES} are needed, for two classes may just look alike."
+            f"It carries {percent} of the images of {len(proof.sources)} other "
+            f"class{'' if len(proof.sources) == 1 else 'es'}{from_class}; {FEWEST_SOURCES} are "
+            "needed, for two classes may just look alike."
         )
     elif not proof.works:
         told.append(
@@ -208,7 +209,7 @@ def _proof_reasons(proof: Proof | None, levels: Levels, classes: Sequence[str]) 
 def _reasons(
     evidence: Evidence,
     k: int,
-    p: float,
+    p_values: tuple[float, float],
     classes: Sequence[str],
     levels: Levels,
     looked: str,
@@ -216,9 +217,11 @@ def _reasons(
 ) -> list[str]:
     """What one witness says about a suspect: how unusual it is, and whether that works.
 
-    ``looked`` is what the combination did to its p-value ``p``.
+    ``p_values`` are the witness's, to which the combination did what ``looked`` says, and that of
+    all witnesses together.
     """
     told = evidence.told
+    p, together = p_values
     unit = told.unit and f" {told.unit}"
     score = evidence.scores[k]
     deviation = f", {-score:.1f} {told.scores}" if told.scores and math.isfinite(score) else ""
@@ -246,6 +249,19 @@ def _reasons(
         )
     else:
         reasons.append(f"{carried}needed for a proof.")
-    if (enough or some) and p > levels.found:
-        reasons.append(f"A finding needs p <= {levels.found:g}, too; that is not reached.")
-    return reasons
+    return reasons + (_too_usual(p, together, levels) if enough or some else [])
+
+
+def _too_usual(p: float, together: float, levels: Levels) -> list[str]:
+    """Which p-value keeps a trigger that works from being a finding."""
+    if p > levels.found:
+        return [
+            f"A finding needs p <= {levels.found:g} of the method that recovered it, too; that is "
+            "not reached."
+        ]
+    if together > levels.found:
+        return [
+            f"A finding needs p <= {levels.found:g} of all methods together, too; "
+            f"{p_in_words(together)}."
+        ]
+    return []

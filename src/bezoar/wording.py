@@ -7,13 +7,13 @@ verdict, the record and the report are the same for all; what was seen is said i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # How the outcome of ``clean`` begins; of a repair that was written, the report's heading, too.
 REPAIRED = "Repaired"
 UNMEASURED = "Repaired, accuracy not measured"
-SIGNS_LEFT = "Repaired, signs of the backdoor left"  # by a new scan, old triggers, or a re-tuning
+SIGNS_LEFT = ", signs of a backdoor left"  # added: by a new scan, old triggers, or a re-tuning
 UNCHANGED = "Nothing changed"  # the network is as it was
 UNTOUCHED = "Left untouched"  # nothing was found, and nothing was asked for
 NOT_ACCEPTED = "Not accepted"
@@ -52,6 +52,18 @@ def repair_in_words(steps: Sequence[str], share: float) -> str:
     ('rnp', 'rnp, then tac, 0.9 of the way')
     """
     return ", then ".join(steps) + ("" if share == 1 else f", {share:g} of the way")
+
+
+def lost_in_words(repair: Mapping[str, Any]) -> str:
+    """What the trials of a repair's record lost, for the head of a column.
+
+    >>> lost_in_words({"judged_on": "labelled images"})
+    'Accuracy lost'
+    >>> lost_in_words({"judged_on": "unlabelled images"})
+    'Answers changed'
+    """
+    unlabelled = repair.get("judged_on") == "unlabelled images"
+    return "Answers changed" if unlabelled else "Accuracy lost"
 
 
 def signs_left(removed: object, returned: object = None, *, suspected: bool = True) -> str:
@@ -102,7 +114,7 @@ class Words:
         exceeds: the same as a comparison; completes "Class 3 …, without the proof".
         looks_for: completes "the scan looks for one class that …".
         carrier: one word for what it recovers.
-        means: that in full; begins "… carries almost every image into class 3".
+        means: that in full; begins "… carries most images into class 3".
         rarely: ends that sentence: why it is no accident.
         known: the images that it is recovered from.
         rest: those that show whether it works.
@@ -153,6 +165,13 @@ PATCH = Words(
     means="A small patch, the same for all images,",
     rarely="backdoor-free models hardly ever show one so small",
     known="four fifths of the images",
+)
+
+# The same where some classes alone were looked at.
+PATCH_OF_SOME = replace(
+    PATCH,
+    absent="–",
+    absence="it was not looked at, or no patch was found that carries enough images into it",
 )
 
 # The class that a network falls back to once it has unlearned the clean images (RNP).

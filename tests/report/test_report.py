@@ -154,13 +154,42 @@ def test_unwritten_and_forced_repairs_say_so(make_record):
 
 
 @pytest.mark.parametrize(
-    "heading", ["Nothing changed", "Left untouched", "Repaired, signs of the backdoor left"]
+    "heading", ["Nothing changed", "Left untouched", "Repaired, signs of a backdoor left"]
 )
 def test_the_heading_is_the_records_and_not_said_twice(heading, make_record):
     record = make_record("clean") | {"heading": heading, "outcome": f"{heading}: the rest of it."}
     outline = is_sound(render(record))
     assert outline.headings[0] == heading
     assert "The rest of it." in outline.text and f"{heading}: the rest" not in outline.text
+
+
+def test_a_network_that_nothing_changed_was_not_scanned_again(make_record):
+    record = make_record("clean")
+    outline = is_sound(render(record | {"heading": "Nothing changed", "rescan": record["scan"]}))
+    assert outline.headings[:2] == ["Nothing changed", "What the scan saw"]
+    assert "What is left" in outline.headings and "scanned again" not in outline.text
+
+
+def test_what_a_method_refused_and_force_wrote_is_headed_so(make_record):
+    refused = make_record("clean") | {"heading": "Not accepted", "accuracy_drop": 0.0}
+    assert is_sound(render(refused | {"forced": True})).headings[0] == "Written by force"
+    assert is_sound(render(refused | {"written": False})).headings[0] == "Not written"
+
+
+def test_a_record_made_from_python_is_headed_by_its_own_heading(make_record):
+    record = {k: v for k, v in make_record("clean").items() if k not in ("written", "forced")}
+    assert is_sound(render(record | {"heading": "Left untouched"})).headings[0] == "Left untouched"
+    assert is_sound(render(record | {"heading": ""})).headings[0] == "Not written"
+
+
+@pytest.mark.parametrize(("kind", "place"), [("clean", "scan"), ("demo", "backdoored")])
+def test_the_notices_of_the_scan_are_told_of_a_repair_too(kind, place, make_record):
+    record = make_record(kind)
+    scan = record[place] if kind == "clean" else record[place]["scan"]
+    scan["notices"] = ["The witness rnp could not look: no labels."]
+    outline = is_sound(render(record | {"skipped": []}))
+    assert "The witness rnp could not look" in outline.text
+    assert "Nothing was skipped" not in outline.text
 
 
 def test_demo_tells_the_story_before_the_control(make_record):
@@ -251,6 +280,16 @@ def test_of_many_classes_the_unusual_have_a_dot_and_all_are_counted(make_record)
     assert page.count('<circle class="dot suspect"') == 1
     assert 'class="column"' in page
     assert "count all 1,000 classes" in page
+
+
+def test_a_limit_of_one_witness_of_several_is_not_called_a_verdict(make_record):
+    """Where p-values are combined, no value of one witness makes a finding."""
+    record = make_record("scan", 10, "nothing found")
+    assert "suspicious below" in is_sound(render(record)).text
+    record["combined"] = {"factor": 1.0, "networks": 41, "sentence": "Combined."}
+    text = is_sound(render(record)).text
+    assert "suspicious below" not in text and "found below" not in text
+    assert "5 % level of this witness alone: below 1.70" in text
 
 
 def test_dots_lie_where_their_values_are(make_record):

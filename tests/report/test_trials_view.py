@@ -34,6 +34,11 @@ def test_where_nothing_was_found_no_sign_can_be_left():
     assert table.rows[0][2] == "50.0\u00a0%" and table.rows[0][-2] == "–"
 
 
+def test_without_labels_it_is_answers_that_changed():
+    told = {"trials": [trial()], "kept": 0, "judged_on": "unlabelled images"}
+    assert read_trials(told).header[1] == "Answers changed"
+
+
 def test_a_method_that_could_not_be_used_says_why():
     failed = {"steps": ["tac"], "share": 1.0, "survival": None, "failure": "not this network"}
     table = read_trials({"trials": [failed, trial()], "kept": 1})

@@ -48,7 +48,7 @@ from bezoar.methods.neural_cleanse_unlearning import unlearning_loss
 from bezoar.methods.tolerated import recipe_for
 from bezoar.statistics import FEWEST_CLASSES, Outliers, mad_outliers
 from bezoar.training import Progress, Recipe, fit, no_progress
-from bezoar.wording import PATCH
+from bezoar.wording import PATCH, PATCH_OF_SOME
 
 CUT = 2.0  # the paper's: an anomaly index above it is an outlier
 LEVEL = 0.05  # p-value of a class that is removed without being named (ours)
@@ -178,7 +178,7 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             record=record
             | {"norms": list(of_all(record["norms"], math.inf))}
             | {"anomaly_index": list(of_all(record["anomaly_index"], math.nan))},
-            words=PATCH,
+            words=PATCH if chosen is None else PATCH_OF_SOME,
         )
 
     def remove(

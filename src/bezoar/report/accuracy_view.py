@@ -32,10 +32,16 @@ def read_accuracy(repair: Mapping[str, Any], most: float | None) -> IntervalChar
     if agreement.value is not None:
         shares.append(("Agreement", agreement))
     limit = None
-    if before.value is not None and most is not None and 0 <= before.value - most <= 1:
+    estimated = bool(fields.mapping(repair.get("loss")))  # then no count of right answers decides
+    if (
+        not estimated
+        and before.value is not None
+        and most is not None
+        and 0 <= before.value - most <= 1
+    ):
         limit = before.value - most
     caption = "Measured on held-out clean images."
-    if fields.mapping(repair.get("loss")):
+    if estimated:
         caption += (
             " The loss is estimated from these counts and from how sure both networks are of the "
             "true classes."

@@ -69,13 +69,23 @@ class ClassChart:
 
 @dataclass(frozen=True)
 class Null:
-    """What backdoor-free models show: values of the statistic and the two levels."""
+    """What backdoor-free models show: values of the statistic and the two levels.
+
+    ``decides`` is false where the witness is one of several whose p-values are combined, so that a
+    value beyond its limits alone makes no verdict.
+    """
 
     median: float | None
     suspicious: float | None
     found: float | None
     suspicious_level: float | None
     found_level: float | None
+    decides: bool = True
+
+    def label(self, kind: str) -> str:
+        """What the line of a verdict is called."""
+        level = self.found_level if kind == "found" else self.suspicious_level
+        return kind if self.decides or level is None else f"{100 * level:.4g} % level"
 
 
 def class_chart(
@@ -140,8 +150,8 @@ def class_chart(
 
 def _axis_and_marks(known: Sequence[float], null: Null) -> tuple[Scale, list[Mark], list[str]]:
     places = [
-        ("found", "found", null.found),
-        ("suspicious", "suspicious", null.suspicious),
+        ("found", null.label("found"), null.found),
+        ("suspicious", null.label("suspicious"), null.suspicious),
         ("median", "median", null.median),
     ]
     shown = list(known)
@@ -184,9 +194,14 @@ def _legend(null: Null, marks: Sequence[Mark]) -> list[Key]:
         ("found", null.found, null.found_level),
         ("suspicious", null.suspicious, null.suspicious_level),
     ):
-        if kind in drawn:
+        if kind not in drawn:
+            continue
+        if null.decides:
             share = "" if level is None else f" ({100 * level:.4g} % level)"
             entries.append(Key(kind, f"{kind} below {words.measure(value)}{share}"))
+        else:
+            alone = f"{null.label(kind)} of this witness alone: below {words.measure(value)}"
+            entries.append(Key(kind, alone))
     if "median" in drawn:
         entries.append(Key("median", f"median {words.measure(null.median)}"))
     if "suspicious" in drawn and null.suspicious_level is not None:

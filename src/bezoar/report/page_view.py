@@ -90,8 +90,8 @@ def read_page(record: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> Pa
         twin=twin,
         twin_attack=twin_attack,
         galleries=galleries,
-        skipped=fields.texts(record.get("skipped"), 1000),
-        notices=_notices(record),
+        skipped=_told(record, "skipped"),
+        notices=_told(record, "notices"),
         history=[line for item in fields.items(record.get("history")) if (line := _line(item))],
         command=fields.block(record.get("command"), 8000),
         reproduce=_reproduce(record),
@@ -135,10 +135,15 @@ def _eyebrow(record: Mapping[str, Any], kind: str) -> list[str]:
     return [part for part in (*parts, words.moment(record.get("created"))) if part]
 
 
-def _notices(record: Mapping[str, Any]) -> list[str]:
-    images = fields.mapping(record.get("images"))
-    lines = fields.texts(record.get("notices"), 1000) + fields.texts(images.get("notices"), 1000)
-    return list(dict.fromkeys(lines))
+def _told(record: Mapping[str, Any], key: str) -> list[str]:
+    """The lines of a record, of its images, and of the scans that it tells of, each once.
+
+    Not those of a scan after a repair, which looks with fewer witnesses by design.
+    """
+    planted, twin = (fields.mapping(record.get(k)) for k in ("backdoored", "clean_twin"))
+    parts = [record, record.get("images"), *(p.get("scan") for p in (record, planted, twin))]
+    lines = [fields.texts(fields.mapping(part).get(key), 1000) for part in parts]
+    return list(dict.fromkeys(line for told in lines for line in told))
 
 
 def _line(item: Any) -> str:

@@ -29,7 +29,7 @@ from bezoar.report.rounds_view import rounds_in_words
 from bezoar.report.scan_view import Figure, Scan, read_scan
 from bezoar.report.synthetic_view import read_synthetic, synthetic_figures
 from bezoar.report.trials_view import Trials, read_aftercare, read_trials
-from bezoar.wording import REPAIRED, SIGNS_LEFT
+from bezoar.wording import NOT_ACCEPTED, REPAIRED, SIGNS_LEFT, UNCHANGED
 
 LARGEST_SHOWN = 12
 MOST_TENSORS = 300
@@ -83,6 +83,7 @@ class Repair:
     title: str
     state: str
     untouched: bool
+    unchanged: bool
     outcome: str
     scan: Scan | None
     rescan: Scan | None
@@ -114,24 +115,28 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
     names = fields.items(fields.mapping(names_from.get("model")).get("classes"))
     own = fields.mapping(repair.get("repair"))
     scan = read_scan(repair.get("scan"), names_from)
-    rescan = read_scan(repair.get("rescan"), names_from)
+    told = fields.text(repair.get("heading"), 100)
+    heading = told or REPAIRED
+    unchanged = heading == UNCHANGED  # then the record tells the first scan once more
+    rescan = None if unchanged else read_scan(repair.get("rescan"), names_from)
     drop = fields.number(repair.get("accuracy_drop"))
     most = fields.number(repair.get("max_accuracy_drop"))
-    written = repair.get("written") is True
-    within = drop is not None and drop <= (most or 0)
-    by_force = written and repair.get("forced") is True and not within
+    by_force = repair.get("written") is True and repair.get("forced") is True
+    made = repair.get("written", bool(told))  # a record made from Python does not say
+    unwritten = made is not True
     unsure = fields.text(repair.get("judged_on")) in UNLABELLED
-    heading = fields.text(repair.get("heading"), 100) or REPAIRED
-    title = "Written by force" if by_force else heading if written else "Not written"
-    state = rescan.state if rescan else "unknown" if unsure else "nothing"
-    if title == SIGNS_LEFT and state == "nothing":
+    title = "Written by force" if by_force else "Not written" if unwritten else heading
+    seen = scan if unchanged else rescan
+    state = seen.state if seen else "unknown" if unsure else "nothing"
+    if title.endswith(SIGNS_LEFT) and state in ("nothing", "unknown"):
         state = "suspicious"
     attack = read_attack(repair.get("attack"))
     changes = _changes(repair.get("changes"))
     return Repair(
         title=title,
-        state="suspicious" if by_force or not written else state,
+        state="suspicious" if by_force or unwritten or heading == NOT_ACCEPTED else state,
         untouched=repair.get("untouched") is True,
+        unchanged=unchanged,
         outcome=_without_title(fields.text(repair.get("outcome"), 1000), title),
         scan=scan,
         rescan=rescan,

@@ -178,7 +178,10 @@ def _chart(
 
 
 def _null(statistic: Mapping[str, Any], scan: Mapping[str, Any], witnesses: int) -> Null:
-    """Where the limits lie; where the witnesses share the levels, each has its part of them."""
+    """Where the limits lie; where the witnesses share the levels, each has its part of them.
+
+    Where their p-values are combined, no limit of one witness decides.
+    """
     null = fields.mapping(statistic.get("null"))
     levels = fields.mapping(scan.get("levels"))
     suspicious, found = (fields.number(levels.get(key)) for key in ("suspicious", "found"))
@@ -190,6 +193,7 @@ def _null(statistic: Mapping[str, Any], scan: Mapping[str, Any], witnesses: int)
         found=fields.number(null.get("critical_found")),
         suspicious_level=None if suspicious is None else suspicious / parts,
         found_level=None if found is None else found / parts,
+        decides=not together,
     )
 
 
@@ -236,7 +240,7 @@ def _figures(
         limits = [
             f"{name} below {words.measure(limit)}"
             for name, limit in (("suspicious", null.suspicious), ("found", null.found))
-            if limit is not None
+            if limit is not None and null.decides
         ]
         unit = fields.text(statistic.get("unit"), 40)
         label = f"Its {fields.text(statistic.get('value'), 40)}" if several else "Its statistic"

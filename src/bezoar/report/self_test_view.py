@@ -16,10 +16,12 @@ def read_self_test(record: Mapping[str, Any]) -> list[str]:
         return []
     planting, measuring = (fields.index(test.get(k)) for k in ("planted_on", "measured_on"))
     told = [sentence]
-    if "target" in test and planting is not None and measuring is not None:
+    if test.get("planted") is True and planting is not None and measuring is not None:
+        cleaned = test.get("untouched") is not True
+        done = "Planted, scanned and cleaned" if cleaned else "Planted and scanned"
         told.append(
-            f"Planted, scanned and cleaned with {planting} of the clean images; the success rate "
-            f"and the accuracy are those on the other {measuring}. It shows the power against a "
-            "small patch of this kind; others can be harder to see."
+            f"{done} with {planting} of the clean images; the success rate and the accuracy are "
+            f"those on the other {measuring}. It shows the power against a small patch of this "
+            "kind; others can be harder to see."
         )
     return told

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bezoar.report import fields, words
-from bezoar.wording import repair_in_words, signs_left
+from bezoar.wording import lost_in_words, repair_in_words, signs_left
 
 CAPTION = (
     "What was tried, in its order. No repair saw the images that judge it; triggers are those that "
     "the scan of the original recovered, and carry what does not go to their class without them."
 )
-HEADER = ["Repair", "Accuracy lost", "Triggers still carry", "p of suspects", "Signs left", "Time"]
+HEADER = ["Repair", "Accuracy lost", "Triggers still carry", "p of suspects", "Signs seen", "Time"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def read_trials(repair: Mapping[str, Any]) -> Trials | None:
     suspected = bool(fields.items(fields.mapping(repair.get("scan")).get("suspects")))
     return Trials(
         CAPTION,
-        HEADER,
+        [HEADER[0], lost_in_words(repair), *HEADER[2:]],
         [_row(trial, suspected) for trial in trials],
         [place == kept for place in range(len(trials))],
     )
