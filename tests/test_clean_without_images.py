@@ -64,7 +64,8 @@ def test_without_images_nothing_is_scanned_and_accuracy_is_not_claimed(planted):
     assert record["model"]["input"] == [1, 8, 8]
     (skipped,) = record["skipped"]
     assert skipped == (
-        "The model was not scanned: a scan needs clean images of the task, and none were given."
+        "The model was not scanned: without clean images of the task only the weights could be "
+        "looked at, and with a method named nothing depends on that."
     )
     assert record["method"]["reason"] == "It was asked for; it takes no image."
     assert record["changes"], "the repair itself is recorded as ever"
@@ -170,7 +171,10 @@ def test_the_scan_runs_on_images_without_labels_before_and_after(digits):
     record = pipeline.clean(digits.planted, bare(digits.clean), method="shake").record
     assert record["scan"]["verdict"] == record["rescan"]["verdict"] == "backdoor found"
     assert record["skipped"] == []
-    assert record["outcome"].endswith("A new scan of the repaired model says: backdoor found.")
+    assert "A new scan of the repaired model says: backdoor found." in record["outcome"]
+    care = record["aftercare"]  # it worked on no image, and these show what it left
+    assert care["probe"]["before"] > 0.9 and record["outcome"].endswith(care["risk"])
+    assert any("trigger still carries" in sign for sign in care["signs"])
     assert "that is within the limit of 5 points. " in record["outcome"], "they hardly differ"
 
 
@@ -374,8 +378,13 @@ def test_with_public_images_and_no_method_fred_is_taken(planted, monkeypatch):
     chosen(monkeypatch, "FreD", "fred", "public images")
     drawn = ImageSet(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8))
     record = pipeline.clean(planted, public=drawn).record
-    assert record["method"]["name"] == "fred" and record["scan"] is None
-    assert record["method"]["reason"] == "There are no images of the task; fred needs none."
+    assert record["method"]["name"] == "fred" and record["scan"]["verdict"] == "suspicious"
+    reason = "There are no images of the task; fred works with the public ones."
+    assert record["method"]["reason"] == reason
+    quiet = {"public": drawn, "witnesses": [Blind()]}
+    assert pipeline.clean(planted, **quiet).record["heading"] == "Left untouched"
+    careful = pipeline.clean(planted, **quiet, precaution=True).record
+    assert careful["method"]["name"] == "fred" and not careful["untouched"]
 
 
 def test_without_images_the_class_that_the_weights_betray_is_repaired(planted, monkeypatch):

@@ -51,7 +51,8 @@ def without_images(suspects: Sequence[int], *, has_public: bool) -> Choice:
         method = SyntheticUnlearning(target_class=suspects[0])
     else:
         method = DHBE()
-    return Choice(method, f"There are no images of the task; {method.name} needs none.")
+    how = "works with the public ones" if has_public else "needs none"
+    return Choice(method, f"There are no images of the task; {method.name} {how}.")
 
 
 def best_of(trials: Sequence[Trial], best: Trial) -> Choice:

@@ -51,7 +51,7 @@ class Given:
             InputError: a witness, the images or the public ones cannot be used, or the method
                 cannot with them.
         """
-        blind = method is None and self.images is None and self.public is None
+        blind = method is None and self.images is None
         check_needs(method, has_images=self.images is not None, has_public=self.public is not None)
         find_witnesses(self.witnesses, has_images=not blind)
         if self.images is not None and method is not None and not takes_no_task_image(method):

@@ -10,7 +10,10 @@ from bezoar.methods import Method
 from bezoar.scanning import WITHOUT_IMAGES, Finding, scan
 from bezoar.verdict import Verdict
 
-UNSEEN = "The model was not scanned: a scan needs clean images of the task, and none were given."
+UNSEEN = (
+    "The model was not scanned: without clean images of the task only the weights could be looked "
+    "at, and with a method named nothing depends on that."
+)
 
 
 def look_before(given: Given, method: Method | None) -> tuple[Finding | None, list[str]]:
@@ -32,7 +35,7 @@ def look_before(given: Given, method: Method | None) -> tuple[Finding | None, li
 
 def _look_without_images(given: Given, method: Method | None) -> tuple[Finding | None, list[str]]:
     """The weights alone are scanned where the choice of a method depends on them."""
-    if method is not None or given.public is not None:
+    if method is not None:
         return None, [UNSEEN]
     return _scan(given), []
 

@@ -56,9 +56,9 @@ def clean(
     Without ``method``, a classifier in which nothing is found comes back as an unchanged copy
     (``precaution`` repairs it all the same), and one with a suspected class is repaired in several
     ways, of which the best is kept (``trying``); images without labels are given the classifier's
-    own answers. Without images of the task, the choice falls on FreD where there are public ones.
-    Without those, too, the scan looks at the weights alone, and a suspected class is repaired by
-    synthetic unlearning (``precaution`` takes DHBE where there is none, which asks for no class).
+    own answers. Without images of the task the scan looks at the weights alone, and a suspected
+    class is repaired by FreD where there are public images, else by synthetic unlearning
+    (``precaution`` takes FreD, too, or DHBE, which asks for no class).
     With ``method``, it is always repaired. A method that needs nothing, or public images, is given
     no image of the task: all that there are judge its work, and without any there is no scan before
     it, and what it measured itself is told instead.

@@ -1,7 +1,8 @@
 """The repair of a copy, and the images that are kept from it to judge it.
 
 A method that takes images of the task works on four fifths of them, and the rest judges. One that
-takes none leaves all of them to judge. Where nobody named a method, several repairs are tried
+takes none leaves all of them to judge its accuracy; what of the backdoor survives is looked for on
+the same parts as ever. Where nobody named a method, several repairs are tried
 (``trying``), or without images ``choosing`` takes one that needs none.
 """
 
@@ -33,9 +34,11 @@ class Repaired:
         repair: what the method made.
         choice: the method, and why it was taken.
         max_accuracy_drop: largest loss of accuracy, in [0, 1], of an accepted repair.
-        known: the images that the repair worked on, with labels; None for a method that takes none.
-        held_out: the images that judge it; None where there are none.
-        survivors: the triggers of the original; None without a scan, or without ``known``.
+        known: images that judge no accuracy of a repair that worked on them, with labels; None
+            where there are none.
+        held_out: the images that judge its accuracy; None where there are none.
+        survivors: the triggers of the original; None without a scan, or where no image is left to
+            try them on.
         trials: the repairs that were tried, in their order.
         kept: the one of them that ``repair`` is.
     """
@@ -69,18 +72,17 @@ def make_repair(
     if method is None:
         assert finding is not None  # noqa: S101 (``look_before`` without a method)
         return _chosen(given, given.images, finding, max_accuracy_drop)
-    known, held_out = None, given.images
-    if not takes_no_task_image(method):
-        known, held_out = _divided(given, given.images)
+    blind = takes_no_task_image(method)
+    known, held_out = _divided(given, given.images, needed=not blind)
     survivors = None
-    if finding is not None and known is not None:
+    if finding is not None and len(held_out):
         survivors = _survivors(given, finding, known, held_out)
     return Repaired(
         repair=_removed(given, method, known),
         choice=asked_for(method),
         max_accuracy_drop=max_accuracy_drop,
         known=known,
-        held_out=held_out,
+        held_out=given.images if blind else held_out,
         survivors=survivors,
     )
 
@@ -141,10 +143,14 @@ def _chosen(given: Given, images: ImageSet, finding: Finding, max_accuracy_drop:
     )
 
 
-def _divided(given: Given, images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """The images that a repair works on, with labels, and those that judge it."""
+def _divided(given: Given, images: ImageSet, *, needed: bool = True) -> tuple[ImageSet, ImageSet]:
+    """The images that a repair works on, with labels, and those that judge it.
+
+    Raises:
+        InputError: none is left to judge, although they are ``needed``.
+    """
     known, held_out = images.split(1 - HELD_OUT, seed=given.seed)
-    if not len(held_out):
+    if needed and not len(held_out):
         raise InputError(
             f"there are {len(images)} clean images, one of each class, and none is left to judge "
             "the repair; give at least two images of each class"
@@ -172,7 +178,7 @@ def _deciding(finding: Finding, witnesses: Witnesses | None) -> Method | None:
 
 
 def _removed(given: Given, method: Method, known: ImageSet | None) -> Repair:
-    """A repair by one method."""
+    """A repair by one method; ``known`` is for those that take images of the task."""
     if is_data_free(method):
         return method.remove(given.classifier, None, seed=given.seed, progress=given.progress)
     if takes_public(method):
