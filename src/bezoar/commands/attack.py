@@ -151,8 +151,10 @@ class AttackPool:
                 self.out,
                 executor,
                 device=self.device,
-                finished=lambda _name, done, total: progress("models", done / total),
-                progress=lambda name, what, share: progress(f"{name}: {what}", share),
+                finished=lambda _name, done, total: progress(
+                    f"models ({done} of {total})", done / total
+                ),
+                progress=lambda name, what, share: progress(f"in work ({name}: {what})", share),
             )
         entries = msgspec.to_builtins(pool.entries)
         write_record(self.json, {"kind": "pool", "models": entries, "failed": pool.failed})
