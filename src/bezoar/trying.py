@@ -1,6 +1,8 @@
 """``clean`` without a method: several repairs are tried, and the best one is kept.
 
-The repairs are tried from cheap to dear, alone and one after another, on the same images. None sees
+The repairs are tried in a fixed order, alone and one after another, on the same images. The order
+was chosen on the pool's development half and is not that of their cost. A method that a network
+does not suit, say for want of a last linear layer, is a row of the table with the reason. None sees
 the images that judge it: held-out accuracy, and what of the backdoor survives (``surviving``), by
 triggers that no repair was shown, too. The first repair that costs at most two points of accuracy,
 and in which nothing of the backdoor is seen any more, ends the search, and so does one whose
@@ -277,7 +279,7 @@ def try_repairs(
         known: labelled images that the repairs work on.
         held_out: labelled images that judge them.
         survivors: the triggers of the original.
-        plan: methods to apply one after another, from cheap to dear.
+        plan: methods to apply one after another, in the order in which they are tried.
         max_accuracy_drop: largest loss of accuracy of a sufficient repair, in [0, 1].
         seed: of the repairs, and of the views that they are measured on.
         progress: called with what is done and its share.
