@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test doctest lint types measured docs ci
+.PHONY: cluster demo test doctest lint types measured docs ci
 
 demo: $(VENV)/.core
 	@$(BIN)/bezoar demo $(ARGS)
@@ -19,6 +19,12 @@ test: $(VENV)/.dev
 
 doctest: $(VENV)/.dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --doctest-modules src $(ARGS)
+
+# A real cluster of two nodes, one of which is killed: it takes minutes, so the suite leaves it out.
+cluster: $(VENV)/.dev
+	@$(INSTALL) --editable '.[dev,ray]'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --slow tests/executors/test_on_ray.py \
+	  tests/bench/test_bench_on_ray.py tests/test_fleet.py::test_on_ray $(ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
