@@ -4,9 +4,12 @@ import sys
 
 import pytest
 
-from bezoar import cli
+from bezoar import cli, executors
 from bezoar.bench import harness
 from bezoar.errors import InputError
+from bezoar.executors import make_executor
+
+HERE = make_executor("here")
 
 pytestmark = pytest.mark.xdist_group("bench")  # they share a pool
 
@@ -66,3 +69,14 @@ def test_the_help_says_where_a_run_has_no_timeout(capsys):
         cli.run(["bench", "run", "--help"])
     said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
     assert "counts as failed; not with here" in said
+
+
+def test_a_fraction_of_a_core_is_for_ray(write_grid, monkeypatch, capsys):
+    """Local processes have whole threads."""
+    made = []
+    monkeypatch.setattr(executors, "RayExecutor", lambda **given: made.append(given) or HERE)
+    grid = str(write_grid())
+    assert cli.run(["bench", "run", grid, "--executor", "ray", "--threads", "0.5"]) == 0
+    assert made[0]["cpus_per_task"] == 0.5
+    assert cli.run(["bench", "run", grid, "--executor", "local", "--threads", "0.5"]) == 2
+    assert "0.5 threads are asked for; a local task has whole ones" in capsys.readouterr().err

@@ -518,7 +518,7 @@ def test_executors_by_name():
         workers=2, gpus_per_task=0.5, memory_limit=5, reuse=True
     )
     assert make_executor("here") == HereExecutor()
-    with pytest.raises(InputError, match="a local task has whole threads"):
+    with pytest.raises(InputError, match="a local task has whole ones"):
         make_executor("local:2", cpus_per_task=0.5)
     assert make_executor("ray", cpus_per_task=0.5).cpus_per_task == 0.5
 

@@ -118,7 +118,7 @@ class AttackPool:
         out: the pool's folder.
         executor: local, local:N for N processes at a time, ray, ray:ADDRESS, or here for this
             process.
-        threads: of each model; 1 is best where there are more models than cores.
+        threads: of each model, on Ray also a fraction of a core; 1 is best for many models.
         gpus: share of a GPU for each model; by default each sees what is there, on Ray nothing.
         device: where each model is trained; by default the accelerator if there is one.
         json: write the index as JSON to this file; - is standard output.
@@ -128,7 +128,7 @@ class AttackPool:
     spec: tyro.conf.Positional[Path]
     out: Path
     executor: str = "local"
-    threads: int = 1
+    threads: float = 1
     gpus: float = 0.0
     device: str | None = None
     json: str | None = None

@@ -30,7 +30,7 @@ class BenchRun:
         grid: a TOML file with models, methods, budgets and seeds; see the guide for its keys.
         out: folder of the results; by default beside the grid, with its name.
         executor: here, local, local:N for N runs at a time, ray, or ray:ADDRESS.
-        threads: of each run; 1 is best where there are more runs than cores.
+        threads: of each run, on Ray also a fraction of a core; 1 is best for many runs.
         gpus: share of a GPU for each run; by default local gives each a GPU of its own.
         timeout: seconds after which a run is ended and counts as failed; not with here.
         retry: also do again what failed before.
@@ -42,7 +42,7 @@ class BenchRun:
     grid: tyro.conf.Positional[Path]
     out: Path | None = None
     executor: str = "local"
-    threads: int = 1
+    threads: float = 1
     gpus: float = 0.0
     timeout: float | None = None
     retry: bool = False

@@ -111,7 +111,7 @@ class ManyModels:
         out: with a manifest, a folder for one record of each model; what is there is kept.
         executor: with a manifest, where models are scanned. local (by default) or local:N for N
             processes at a time, ray, ray:ADDRESS, or here for this process.
-        threads: with a manifest, of each model; 1 by default.
+        threads: with a manifest, of each model, on Ray also a fraction of a core; 1 by default.
         gpus: with a manifest, share of a GPU for each model; by default each sees what is there.
         timeout: with a manifest, seconds after which a model is given up; 3600 by default.
         memory_limit: with a manifest, GiB of memory that a model may take; on this machine by
@@ -122,7 +122,7 @@ class ManyModels:
     manifest: Path | None = None
     out: Path | None = None
     executor: str | None = None
-    threads: int | None = None
+    threads: float | None = None
     gpus: float | None = None
     timeout: float | None = None
     memory_limit: float | None = None

@@ -80,7 +80,7 @@ def make_executor(
     if kind == "local" and (not colon or re.fullmatch("[1-9][0-9]*", rest)):
         if cpus_per_task != int(cpus_per_task):
             raise InputError(
-                f"cpus_per_task is {cpus_per_task}; a local task has whole threads, so give a "
+                f"{cpus_per_task:g} threads are asked for; a local task has whole ones, so give a "
                 "whole number"
             )
         threads = int(cpus_per_task)
