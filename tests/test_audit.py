@@ -98,5 +98,7 @@ def test_what_was_re_exposed_is_named(p, as_it_is, exposed, outcome):
     )
     found = audit_module._audited(evidence, ("cat", "dog", "emu"), 0.05)
     assert found["outcome"] == outcome
-    assert f"as about {100 * p:.0f} in 100 networks" in found["sentence"] or outcome[0] == "n"
+    assert (
+        f"as at most about {100 * p:.0f} in 100 networks" in found["sentence"] or outcome[0] == "n"
+    )
     assert "Class dog draws 80 % of the images" in found["sentence"]

@@ -10,7 +10,7 @@ import torch
 from data_free_methods import MEASURED, Shake
 from torch import nn
 
-from bezoar import choosing, pipeline
+from bezoar import choosing, looking, pipeline
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
@@ -385,6 +385,9 @@ def test_with_public_images_and_no_method_fred_is_taken(planted, monkeypatch):
     assert pipeline.clean(planted, **quiet).record["heading"] == "Left untouched"
     careful = pipeline.clean(planted, **quiet, precaution=True).record
     assert careful["method"]["name"] == "fred" and not careful["untouched"]
+    monkeypatch.setattr(looking, "FEWEST_CLASSES", 11)
+    few = pipeline.clean(planted, **quiet).record
+    assert few["method"]["name"] == "fred" and few["skipped"] == [looking.TOO_FEW]
 
 
 def test_without_images_the_class_that_the_weights_betray_is_repaired(planted, monkeypatch):

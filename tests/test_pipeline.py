@@ -245,7 +245,7 @@ BAD = {
     ),
     "labels of another order": (
         lambda d: (d.twin, ImageSet(d.clean.images, (d.clean.labels + 1) % 10)),
-        r"label 0 are answered with class 9, counted from 0\); name the classes in the order",
+        r"label 0 are answered with class 9, counted from 0\); give the classes the order",
     ),
     "labels of no order": (
         lambda d: (d.twin, ImageSet(d.clean.images, torch.arange(len(d.clean)) % 10)),

@@ -32,11 +32,15 @@ def test_a_choice_of_the_user_and_other_witnesses_stay():
     mine = NeuralCleanse(classes=(1, 2, 3, 4))
     assert narrowed(mine, [], 43, seed=0) is mine
     assert narrowed(TAC(), [], 43, seed=0) == TAC()
-    assert looked_at_some(mine, mine, 43) == [], "the user knows"
-    assert looked_at_some(TAC(), TAC(), 43) == []
+    assert looked_at_some(mine, mine, 43, others=True) == [], "the user knows"
+    assert looked_at_some(TAC(), TAC(), 43, others=True) == []
 
 
 def test_a_narrowed_look_is_told():
     witness = NeuralCleanse()
-    (told,) = looked_at_some(narrowed(witness, [], 43, seed=0), witness, 43)
-    assert told.startswith("The witness neural-cleanse looked at 10 of the 43 classes")
+    looking = narrowed(witness, [], 43, seed=0)
+    assert looked_at_some(looking, witness, 43, others=False) == [
+        "The witness neural-cleanse looked at 10 of the 43 classes: some drawn at random."
+    ]
+    (told,) = looked_at_some(looking, witness, 43, others=True)
+    assert told.endswith("those that the others find most unusual, and some drawn at random.")

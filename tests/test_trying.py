@@ -276,6 +276,7 @@ def test_the_score_is_what_der_takes_off_and_a_class_that_stands_out():
     assert Survival({}, {}).removed
     assert Survival({}, {2: 0.06}, exposed={2: 0.06}).removed
     assert not Survival({}, {2: 0.06}, exposed={2: 0.04}).removed
+    assert Survival({}, {}, looked=False, exposed={2: 0.04}).as_record()["removed"] is False
 
 
 def test_the_plan_tells_the_methods_the_suspect_and_adds_a_stranger_s_own_repair(digits):
@@ -435,6 +436,15 @@ def test_an_audit_tells_the_backdoor_from_its_absence_and_a_ruin_says_nothing(di
     assert survivors.after(digits.planted).re_exposed
 
 
+def test_where_an_audit_can_say_nothing_none_is_made(digits, monkeypatch):
+    """Of networks without batch norms too few were measured for a small p-value."""
+    known, held_out = digits.clean.split(0.8, seed=0)
+    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
+    monkeypatch.setattr(surviving, "has_batch_norm", lambda _network: False)
+    monkeypatch.setattr(RNP, "inspect", None)  # a call would fail
+    assert survivors.expose(digits.planted, Survival({}, {})).exposed == {}
+
+
 def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits):
     known, held_out = digits.clean.split(0.8, seed=0)
     survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
@@ -444,7 +454,7 @@ def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits):
     survival = survivors.look(ruined, Survival({}, {}, looked=False))
     assert not survival.looked and not survival.removed and survival.worst == 0
     assert not signs_of_backdoor(stands_out=None, re_exposed=False, returned=None, worst=0.0)
-    risk = residual_risk([], looked=False, tuned=False, labelled=True)
+    risk = residual_risk([], looked=False, audited=True, tuned=False, labelled=True)
     assert "no witness could look" in risk and "could not be tried" in risk
 
 
@@ -472,12 +482,13 @@ def test_a_probe_that_cannot_be_made_does_not_cost_the_repair(digits, monkeypatc
 
 def test_the_line_on_risk_names_every_sign():
     assert not signs_of_backdoor(stands_out=False, re_exposed=False, returned=False, worst=0.05)
-    calm = residual_risk([], looked=True, tuned=True, labelled=True)
+    calm = residual_risk([], looked=True, audited=True, tuned=True, labelled=True)
     assert "none of the signs" in calm and "not the attacker's" in calm
     signs = signs_of_backdoor(stands_out=True, re_exposed=True, returned=True, worst=0.4)
-    bad = residual_risk(signs, looked=True, tuned=True, labelled=False)
+    bad = residual_risk(signs, looked=True, audited=False, tuned=True, labelled=False)
     brings = ("brings the backdoor back", "brings a suspected class out")
-    for sign in ("stands out", *brings, "40 %", "could not be measured"):
+    unknown = ("unlearning brings a class out could not be tried", "could not be measured")
+    for sign in ("stands out", *brings, "40 %", *unknown):
         assert sign in bad
 
 

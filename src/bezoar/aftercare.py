@@ -134,18 +134,23 @@ def signs_of_backdoor(
     return signs
 
 
-def residual_risk(signs: Sequence[str], *, looked: bool, tuned: bool, labelled: bool) -> str:
+def residual_risk(
+    signs: Sequence[str], *, looked: bool, audited: bool, tuned: bool, labelled: bool
+) -> str:
     """One line on what is left to fear.
 
     Args:
         signs: of ``signs_of_backdoor``.
         looked: whether a witness could look at the repaired model.
+        audited: whether unlearning the clean images could tell anything.
         tuned: whether a tuning could be tried.
         labelled: whether accuracy was measured.
     """
     told = list(signs)
     if not looked:
         told.append("no witness could look at the repaired model")
+    if not audited:
+        told.append("whether unlearning brings a class out could not be tried")
     if not tuned:
         told.append("whether fine-tuning brings the backdoor back could not be tried")
     if not labelled:

@@ -88,9 +88,9 @@ def _audited(evidence: Evidence, classes: Sequence[str], level: float) -> dict[s
     else:
         outcome = EXPOSED
         sentence = (
-            f"{falls}, as about {100 * p:.0f} in 100 networks without a backdoor do. A trigger "
-            f"inverted on the half-unlearned model carries {100 * exposed:.0f} % of held-out "
-            f"images there and {100 * as_it_is:.0f} % on the model as it is."
+            f"{falls}, as at most about {100 * p:.0f} in 100 networks without a backdoor do. A "
+            f"trigger inverted on the half-unlearned model carries {100 * exposed:.0f} % of "
+            f"held-out images there and {100 * as_it_is:.0f} % on the model as it is."
         )
     return {
         "class": suspect,

@@ -16,6 +16,10 @@ from bezoar.metrics import Rate, accuracy
 
 CHECKED = 128  # images that show whether images, labels and network belong together
 WEAK = 0.5  # an accuracy below which they may not
+EXPLAINED, BETTER = (
+    0.7,
+    0.2,
+)  # another order is right so often, and so much more often than the given
 
 
 def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
@@ -80,14 +84,14 @@ def _check_order(classifier: Classifier, clean: ImageSet, found: Rate) -> None:
     if len(clean) == int(clean.class_counts(classifier.num_classes).count_nonzero()):
         return  # one image of each label finds an order, and none is left to confirm it
     order = find_order(classifier.logits(clean).argmax(1).cpu(), labels, classifier.num_classes)
-    if order.example is None or order.right.low <= max(WEAK, found.high):
+    if order.example is None or order.right < max(EXPLAINED, order.as_given + BETTER):
         return
     label, answer = order.example
     raise InputError(
         f"the network answers {100 * found.value:.1f} % of {found.count} clean images with their "
-        f"label, and {100 * order.right.value:.1f} % once the classes are put in another order "
-        f"(images with label {label} are answered with class {answer}, counted from 0); name the "
-        "classes in the order of the network's logits (--classes, or classes of the image set)"
+        f"label, and {100 * order.right:.1f} % once the classes are put in another order (images "
+        f"with label {label} are answered with class {answer}, counted from 0); give the classes "
+        "the order of the network's logits (--classes for folders), or the images other labels"
     )
 
 

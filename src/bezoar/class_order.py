@@ -2,7 +2,8 @@
 
 Folders are often sorted as text, so that class 10 comes before class 2, and then a good network
 seems to be a bad one. Half of the images of each label find which label stands for which answer,
-the other half show whether that explains the answers. Ours.
+the other half show whether that explains the answers; every label counts the same, so that no
+confusion of one frequent class with another is taken for an order. Ours.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bezoar.metrics import Rate, accuracy
-
 
 @dataclass(frozen=True)
 class ClassOrder:
@@ -21,11 +20,13 @@ class ClassOrder:
 
     Attributes:
         answers: label → the network's class; labels that no answer was left for are not in it.
-        right: how many images of the other half are answered so.
+        right: the share of the other half's images that are answered so, the mean over labels.
+        as_given: the same for the order as it is.
     """
 
     answers: dict[int, int]
-    right: Rate
+    right: float
+    as_given: float
 
     @property
     def example(self) -> tuple[int, int] | None:
@@ -35,7 +36,7 @@ class ClassOrder:
 
 
 def find_order(answers: Tensor, labels: Tensor, classes: int) -> ClassOrder:
-    """Pairs labels with answers, the most frequent pair first.
+    """Pairs labels with answers, the pair first that holds for most images of its label.
 
     Args:
         answers: the network's, (n,) int64 below ``classes``.
@@ -44,21 +45,26 @@ def find_order(answers: Tensor, labels: Tensor, classes: int) -> ClassOrder:
 
     >>> labels = torch.tensor([0, 0, 1, 1, 2, 2])
     >>> order = find_order((labels + 1) % 3, labels, 3)
-    >>> order.answers, order.right.value, order.example
-    ({0: 1, 1: 2, 2: 0}, 1.0, (0, 1))
+    >>> order.answers, order.right, order.as_given, order.example
+    ({0: 1, 1: 2, 2: 0}, 1.0, 0.0, (0, 1))
     """
     choosing = _halved(labels)
-    pairs = labels[choosing] * classes + answers[choosing]
-    table = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+    every = (labels * classes + answers)[choosing]
+    pairs, counts = torch.unique(every, return_counts=True)
+    shares = counts / torch.bincount(labels[choosing], minlength=classes)[pairs // classes]
     found: dict[int, int] = {}
-    while int(table.max()) > 0:
-        label, answer = divmod(int(table.argmax()), classes)
-        found[label] = answer
-        table[label, :] = 0
-        table[:, answer] = 0
+    taken: set[int] = set()
+    for pair in pairs[shares.argsort(descending=True, stable=True)].tolist():
+        label, answer = divmod(pair, classes)
+        if label not in found and answer not in taken:
+            found[label] = answer
+            taken.add(answer)
     stands_for = torch.tensor([found.get(label, -1) for label in range(classes)])
     rest = ~choosing
-    return ClassOrder(found, accuracy(answers[rest], stands_for[labels[rest]]))
+    answers, labels = answers[rest], labels[rest]
+    return ClassOrder(
+        found, _mean(answers == stands_for[labels], labels), _mean(answers == labels, labels)
+    )
 
 
 def _halved(labels: Tensor) -> Tensor:
@@ -69,3 +75,10 @@ def _halved(labels: Tensor) -> Tensor:
     chosen = torch.empty(len(labels), dtype=torch.bool)
     chosen[order] = (torch.arange(len(labels)) - starts) % 2 == 0
     return chosen
+
+
+def _mean(right: Tensor, labels: Tensor) -> float:
+    """The share of right answers, every label counting the same."""
+    of_each = torch.bincount(labels)
+    shares = torch.bincount(labels, weights=right.double()) / of_each
+    return float(shares[of_each > 0].mean())

@@ -8,12 +8,14 @@ from bezoar.errors import InputError
 from bezoar.given import Given
 from bezoar.methods import Method
 from bezoar.scanning import WITHOUT_IMAGES, Finding, scan
+from bezoar.statistics import FEWEST_CLASSES
 from bezoar.verdict import Verdict
 
 UNSEEN = (
     "The model was not scanned: without clean images of the task only the weights could be looked "
     "at, and with a method named nothing depends on that."
 )
+TOO_FEW = "The model was not scanned: the weights can single out no class of so few."
 
 
 def look_before(given: Given, method: Method | None) -> tuple[Finding | None, list[str]]:
@@ -37,6 +39,8 @@ def _look_without_images(given: Given, method: Method | None) -> tuple[Finding |
     """The weights alone are scanned where the choice of a method depends on them."""
     if method is not None:
         return None, [UNSEEN]
+    if given.public is not None and given.classifier.num_classes < FEWEST_CLASSES:
+        return None, [TOO_FEW]  # public images allow a repair that needs no suspect
     return _scan(given), []
 
 

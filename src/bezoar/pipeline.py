@@ -197,14 +197,12 @@ def _cared_for(
 
     Every network has triggers that carry some images, so where nothing was found they tell nothing.
     """
+    if finding is not None and finding.verdict is Verdict.NOTHING_FOUND:
+        return _watched(made, rescan) if made.held_out is not None else None
     if made.survivors is None or made.known is None:
         return None
     repaired = made.repair.classifier
     left = (made.kept and made.kept.survival) or made.survivors.after(repaired)
-    if finding is not None and finding.verdict is Verdict.NOTHING_FOUND:
-        seen = [] if rescan is None or not rescan.suspects else [NEW_SUSPECT]
-        risk = NEWLY_SUSPECTED if seen else NOTHING_TO_WATCH
-        return {"survival": left.as_record(), "probe": None, "signs": seen, "risk": risk}
     probe = (made.kept and made.kept.probe) or retuning_probe(
         repaired, made.known, made.survivors, left, seed=given.seed, progress=given.progress
     )
@@ -216,6 +214,7 @@ def _cared_for(
     risk = residual_risk(
         signs,
         looked=stands_out is not None,
+        audited=bool(left.exposed),
         tuned=returned is not None,
         labelled=given.images is not None and given.images.labels is not None,
     )
@@ -224,6 +223,18 @@ def _cared_for(
         "probe": probe.as_record(),
         "signs": signs,
         "risk": risk,
+    }
+
+
+def _watched(made: Repaired, rescan: Finding | None) -> dict[str, Any]:
+    """What is known after the repair of a model in which nothing was found."""
+    left = made.kept and made.kept.survival
+    new = rescan is not None and bool(rescan.suspects)
+    return {
+        "survival": left and left.as_record(),
+        "probe": None,
+        "signs": [NEW_SUSPECT] if new else [],
+        "risk": NEWLY_SUSPECTED if new else NOTHING_TO_WATCH,
     }
 
 

@@ -37,13 +37,21 @@ def narrowed(method: Method, before: Sequence[Evidence], classes: int, *, seed: 
     return msgspec.structs.replace(method, classes=tuple(sorted(picked + drawn)))
 
 
-def looked_at_some(looking: Method, witness: Method, classes: int) -> list[str]:
-    """What is to be said of a witness that was narrowed to ``looking``."""
+def looked_at_some(looking: Method, witness: Method, classes: int, *, others: bool) -> list[str]:
+    """What is to be said of a witness that was narrowed to ``looking``.
+
+    Args:
+        looking: the method for some classes.
+        witness: the method as it was given.
+        classes: how many there are.
+        others: whether there were witnesses before it, by which classes could be picked.
+    """
     if looking is witness or not isinstance(looking, NeuralCleanse) or looking.classes is None:
         return []
+    picked = "those that the others find most unusual, and some " if others else "some "
     return [
         f"The witness {witness.name} looked at {len(looking.classes)} of the {classes} classes: "
-        "those that the others find most unusual, and some drawn at random."
+        f"{picked}drawn at random."
     ]
 
 

@@ -37,8 +37,8 @@ class Repaired:
         known: images that judge no accuracy of a repair that worked on them, with labels; None
             where there are none.
         held_out: the images that judge its accuracy; None where there are none.
-        survivors: the triggers of the original; None without a scan, or where no image is left to
-            try them on.
+        survivors: the triggers of the original; None without a scan, where no image is left to try
+            them on, or where a method was asked for although nothing was found.
         trials: the repairs that were tried, in their order.
         kept: the one of them that ``repair`` is.
     """
@@ -75,7 +75,7 @@ def make_repair(
     blind = takes_no_task_image(method)
     known, held_out = _divided(given, given.images, needed=not blind)
     survivors = None
-    if finding is not None and len(held_out):
+    if finding is not None and finding.verdict is not Verdict.NOTHING_FOUND and len(held_out):
         survivors = _survivors(given, finding, known, held_out)
     return Repaired(
         repair=_removed(given, method, known),

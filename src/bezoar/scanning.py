@@ -154,11 +154,12 @@ def _look_with(
     left_out: list[InputError] = []
     told: list[str] = []
     for witness in witnesses:
+        others = bool(evidence)
         looking = narrowed(witness, evidence, classifier.num_classes, seed=seed)
         try:
             # Without images, ``find_witnesses`` let none pass that needs them.
             evidence.append(looking.inspect(classifier, clean, seed=seed, progress=progress))  # type: ignore[arg-type]
-            told += looked_at_some(looking, witness, classifier.num_classes)
+            told += looked_at_some(looking, witness, classifier.num_classes, others=others)
         except InputError as error:
             if witness in needed:
                 raise

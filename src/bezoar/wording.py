@@ -170,7 +170,7 @@ PATCH = Words(
 # The same where some classes alone were looked at.
 PATCH_OF_SOME = replace(
     PATCH,
-    absent="–",
+    absent="not looked at, or none",
     absence="it was not looked at, or no patch was found that carries enough images into it",
 )
 

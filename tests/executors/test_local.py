@@ -1,5 +1,6 @@
 """Tasks in processes of their own: whatever one of them does, the others and the parent go on."""
 
+import math
 import os
 import signal
 import subprocess
@@ -520,6 +521,9 @@ def test_executors_by_name():
     assert make_executor("here") == HereExecutor()
     with pytest.raises(InputError, match="a local task has whole ones"):
         make_executor("local:2", cpus_per_task=0.5)
+    for odd in (math.inf, math.nan):
+        with pytest.raises(InputError, match=f"{odd} threads are asked for"):
+            make_executor("local", cpus_per_task=odd)
     assert make_executor("ray", cpus_per_task=0.5).cpus_per_task == 0.5
 
 

@@ -34,6 +34,12 @@ def test_where_nothing_was_found_no_sign_can_be_left():
     assert table.rows[0][2] == "50.0\u00a0%" and table.rows[0][-2] == "–"
 
 
+def test_a_p_value_of_an_audit_is_shown_where_it_is_the_smaller():
+    audited = trial(survival={"exposed": {"4": 0.02}, "removed": False})
+    row = read_trials({"trials": [audited], "kept": 0, "scan": {"suspects": [4]}}).rows[0]
+    assert row[3] == "0.020" and row[-2] == "yes"
+
+
 def test_without_labels_it_is_answers_that_changed():
     told = {"trials": [trial()], "kept": 0, "judged_on": "unlabelled images"}
     assert read_trials(told).header[1] == "Answers changed"

@@ -180,8 +180,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             return ()
         shown = ", ".join(without[:3]) + (" ..." if len(without) > 3 else "")
         return (
-            f"the pool lacks the clean twin of {len(without)} of {len(attacked)} backdoored models "
-            f"({shown}); the row of the clean twin is without them",
+            f"the pool lacks the clean twin of {len(without)} of {len(attacked)} attacked models "
+            f"({shown}), so no row of a clean twin counts them",
         )
 
 

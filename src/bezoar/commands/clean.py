@@ -30,9 +30,9 @@ class Clean(ModelMaybeOnImages, PublicImages):
     """Cleaned weights and a report.
 
     Without --method the model is scanned first: nothing found leaves it untouched; where a class is
-    suspected, several repairs are tried and the best is kept. Without --images, what needs none is
-    taken. A --method that needs nothing, or public images (--public or --generator), takes no
-    --images; then accuracy is not measured.
+    suspected, several repairs are tried and the best is kept. Without --images, the weights are
+    scanned, and what needs none is taken. A --method that needs nothing, or public images (--public
+    or --generator), takes no --images; then accuracy is not measured.
 
     Exit code 0: done. 1: the repair costs too much accuracy, or is plainly ruined, and was not
     written. 2: input not usable.

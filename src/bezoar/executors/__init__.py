@@ -78,7 +78,7 @@ def make_executor(
             )
         return HereExecutor()
     if kind == "local" and (not colon or re.fullmatch("[1-9][0-9]*", rest)):
-        if cpus_per_task != int(cpus_per_task):
+        if not float(cpus_per_task).is_integer():
             raise InputError(
                 f"{cpus_per_task:g} threads are asked for; a local task has whole ones, so give a "
                 "whole number"

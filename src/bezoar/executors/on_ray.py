@@ -85,7 +85,7 @@ class RayExecutor(msgspec.Struct, frozen=True, kw_only=True):
         for name, least in (("cpus_per_task", _LEAST_CPUS), ("max_retries", 0)):
             if not getattr(self, name) >= least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if self.cpus_per_task > 1 and self.cpus_per_task != int(self.cpus_per_task):
+        if self.cpus_per_task > 1 and not float(self.cpus_per_task).is_integer():
             raise InputError(
                 f"cpus_per_task is {self.cpus_per_task}; above 1, expected a whole number"
             )

@@ -146,6 +146,11 @@ def null_excesses(batch_norm: bool) -> tuple[float, ...]:
     return tuple(json.loads(text)["batch norm" if batch_norm else "no norm"])
 
 
+def least_p_value(batch_norm: bool) -> float:
+    """The smallest p-value that there can be: that of a network beyond all measured ones."""
+    return 1 / (1 + len(null_excesses(batch_norm)))
+
+
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether the ascent normalises with batch statistics somewhere.
 

@@ -21,7 +21,7 @@ def accuracies(repair: Mapping[str, Any]) -> tuple[Share, Share]:
     return Share.read(before.get("accuracy")), Share.read(after.get("accuracy"))
 
 
-def read_accuracy(repair: Mapping[str, Any], most: float | None) -> IntervalChart | None:
+def read_accuracy(repair: Mapping[str, Any]) -> IntervalChart | None:
     """Accuracy and agreement on clean images; None where neither was measured."""
     before, after = accuracies(repair)
     shares = [("Accuracy before", before), ("Accuracy after", after)]
@@ -31,22 +31,13 @@ def read_accuracy(repair: Mapping[str, Any], most: float | None) -> IntervalChar
     agreement = Share.read(repair.get("agreement"))
     if agreement.value is not None:
         shares.append(("Agreement", agreement))
-    limit = None
-    estimated = bool(fields.mapping(repair.get("loss")))  # then no count of right answers decides
-    if (
-        not estimated
-        and before.value is not None
-        and most is not None
-        and 0 <= before.value - most <= 1
-    ):
-        limit = before.value - most
     caption = "Measured on held-out clean images."
-    if estimated:
+    if fields.mapping(repair.get("loss")):
         caption += (
             " The loss is estimated from these counts and from how sure both networks are of the "
             "true classes."
         )
-    return interval_chart(title, caption, shares, limit=limit, limit_rows=2)
+    return interval_chart(title, caption, shares)
 
 
 def unmeasured(repair: Mapping[str, Any]) -> str:

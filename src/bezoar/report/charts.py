@@ -103,14 +103,12 @@ class IntervalRow:
 
 @dataclass(frozen=True)
 class IntervalChart:
-    """Shares with whiskers, one below the other; ``limit`` is a line through the first rows."""
+    """Shares with whiskers, one below the other."""
 
     title: str
     caption: str
     rows: list[IntervalRow]
     ticks: list[Tick]
-    limit: float | None
-    limit_rows: int
     whiskers: str
 
 
@@ -119,8 +117,6 @@ def interval_chart(
     caption: str,
     shares: Sequence[tuple[str, Share]],
     *,
-    limit: float | None = None,
-    limit_rows: int = 0,
     whiskers: str = "95 % intervals",
 ) -> IntervalChart | None:
     """Draws named shares on one axis of per cent, zoomed to where they are."""
@@ -132,8 +128,6 @@ def interval_chart(
     ]
     if not any(share.value is not None for _, share in shares):
         return None
-    if limit is not None:
-        shown.append(limit)
     low, high = min(shown), max(shown)
     room = max(0.1 - (high - low), 0.0) / 2
     padded = scale_of([low - room, high + room])
@@ -150,9 +144,8 @@ def interval_chart(
         )
         for label, share in shares
     ]
-    line = None if limit is None else axis.at(limit)
     ticks = axis.ticks(as_percent=True)
-    return IntervalChart(title, caption, rows, ticks, line, limit_rows, whiskers)
+    return IntervalChart(title, caption, rows, ticks, whiskers)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def _row(trial: Mapping[str, Any], suspected: bool) -> list[str]:
     if not left:
         failure = fields.text(trial.get("failure"), 300)
         return [f"{name}: {failure}", *[words.DASH] * 5]
-    p_values = [fields.number(p) for p in fields.mapping(left.get("p_values")).values()]
+    looks = [fields.mapping(left.get(look)) for look in ("p_values", "exposed")]
+    p_values = [fields.number(p) for look in looks for p in look.values()]
     smallest = min((p for p in p_values if p is not None), default=None)
     return [
         name,
