@@ -12,9 +12,10 @@ was. The repairs and their order were chosen on the pool's development half. One
 a trigger carries only what does not go to its class without it was set after a look at the trials
 of two held-out models (``trojan-watermark`` and ``l0-inv`` on CIFAR-10), without their true ASR.
 And that a repair which tuning undoes does not end the search was set after one third-party model
-(``ibau_cifar10_badnets``, seed 1) had been left with 79 % ASR, of which its after-care had said
-that tuning brings it back. That rule changes only runs whose repair comes back; the six of 44 were
-measured again.
+(``ibau_cifar10_badnets``, seed 1) had been left with a live backdoor, of which its after-care had
+said that tuning brings it back. That rule changes only runs whose repair comes back; the six of 44
+were measured again. The audit of what would be kept came last: 18 runs were measured again with it
+(their trials hold ``exposed``), it refused no repair, and the others stand as they were.
 Each run is written to ``results/automatic.json`` at once, and a rerun does only what is missing.
 """
 
