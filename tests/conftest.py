@@ -16,7 +16,7 @@ from bezoar.attacks import Attack, BadNets
 from bezoar.classifier import Classifier
 from bezoar.demo import DIGITS_RECIPE, load_digits
 from bezoar.images import ImageSet
-from bezoar.methods import BtiDbf
+from bezoar.methods import RNP, BtiDbf
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_inversion import GeneratorInversion
 from bezoar.methods.neural_cleanse_schedule import Inversion
@@ -69,6 +69,7 @@ JUDGES = {
         BtiDbf, decoupling=Decoupling(steps=40), inversion=GeneratorInversion(steps=40), rounds=1
     ),
     "Inversion": partial(Inversion, epochs=10),
+    "RNP": partial(RNP, repeats=1),
     "SmoothInversion": partial(SmoothInversion, steps=20),
 }
 """What recovers the triggers that judge a repair, in few steps."""

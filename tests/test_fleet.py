@@ -423,7 +423,7 @@ def test_a_record_that_cannot_be_written_costs_only_its_model(run, files, manife
     arguments = ("scan", "--manifest", path, "--out", out, *HERE, "--methods", "tac")
     code, shown, error = run(*arguments, "--json", tmp_path / "summary.json")
     assert (code, error) == (1, "")
-    assert f"(line 2): {out / planted}.json is a folder" in shown
+    assert f"(line 2): {out / planted}.json is a folder" in shown.replace("\n", "")
     assert "2 models: 1 backdoor found, 1 nothing found." in shown
     assert json.loads((out / f"{twin}.json").read_text())["verdict"] == "nothing found"
     lost, _ = json.loads((tmp_path / "summary.json").read_text())["models"]

@@ -198,7 +198,7 @@ def test_a_twin_that_is_gone_is_told_once(ready, pool_without_twin, write_grid, 
     plan = bench.make_ready(grid, tmp_path / "results").plan
     (notice,) = plan.notices
     name = next(entry.name for entry in plan.entries if entry.attack)
-    assert f"lacks the clean twin of 1 of 1 backdoored models ({name})" in notice
+    assert f"lacks the clean twin of 1 of 1 attacked models ({name})" in notice
     summary = bench.summarise(plan, {})
     assert bench.markdown(summary).count(notice) == 1
     assert read_board(summary, ()).sentence.count(notice) == 1
