@@ -16,10 +16,8 @@ from bezoar.metrics import Rate, accuracy
 
 CHECKED = 128  # images that show whether images, labels and network belong together
 WEAK = 0.5  # an accuracy below which they may not
-EXPLAINED, BETTER = (
-    0.7,
-    0.2,
-)  # another order is right so often, and so much more often than the given
+EXPLAINED = 0.7  # another order of the classes is right at least so often,
+BETTER = 0.2  # and so much more often than the given one
 
 
 def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
@@ -62,20 +60,20 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
     some = clean.sample(CHECKED, seed=0)
     truth = some.require_labels("the check").to(classifier.device)
     found = accuracy(classifier.logits(some).argmax(1), truth)
-    if found.value < WEAK:
-        _check_order(classifier, clean, found)
-    if found.low <= 1 / count and found.value < WEAK:
+    if found.value >= WEAK:
+        return notices
+    _check_order(classifier, clean, found)
+    if found.low <= 1 / count:
         raise InputError(
             f"the network answers {100 * found.value:.1f} % of {len(some)} clean images with their "
             "label, no better than chance; check the order of the classes, the mean and std, and "
             "that the images belong to this model"
         )
-    if found.value < WEAK:
-        notices.append(
-            f"The network answers only {100 * found.value:.1f} % of {len(some)} clean images with "
-            "their label; check the order of the classes, and the mean and std."
-        )
-    return notices
+    return [
+        *notices,
+        f"The network answers only {100 * found.value:.1f} % of {len(some)} clean images with "
+        "their label; check the order of the classes, and the mean and std.",
+    ]
 
 
 def _check_order(classifier: Classifier, clean: ImageSet, found: Rate) -> None:

@@ -79,10 +79,14 @@ class Survival:
         return any(p <= USUAL for p in self.exposed.values())
 
     @property
+    def shows(self) -> bool:
+        """Whether a suspect is seen, as the network is or when it is audited."""
+        return self.stands_out or self.re_exposed
+
+    @property
     def removed(self) -> bool:
         """Whether nothing of the backdoor is seen any more."""
-        shows = self.stands_out or self.re_exposed
-        return self.looked and self.worst <= DEAD and not shows
+        return self.looked and self.worst <= DEAD and not self.shows
 
     def as_record(self) -> dict[str, Any]:
         """The figures; ``removed`` is None where only a fresh look could tell."""
@@ -245,8 +249,8 @@ class Survivors:
     def _exposed(self, repaired: Classifier) -> dict[int, float]:
         """The suspects' p-values in a re-exposure; empty where it cannot be made or tell anything.
 
-        Of two classes one draws all the images that the other loses, and of networks without batch
-        norms too few were measured for a small p-value.
+        Of two classes one draws all the images that the other loses (three are left out with them),
+        and of networks without batch norms too few were measured for a small p-value.
         """
         least = least_p_value(has_batch_norm(repaired.network))
         if least > USUAL or repaired.num_classes < FEWEST_CLASSES:

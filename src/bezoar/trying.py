@@ -146,8 +146,8 @@ class Weighed:
     @property
     def score(self) -> float:
         """The smaller, the better; a fresh look and a probe can only add to it."""
-        shows = self.survival.stands_out or self.survival.re_exposed
-        return self.worst / 2 + max(0.0, self.drop) + (STANDS_OUT if shows else 0.0)
+        stands_out = STANDS_OUT if self.survival.shows else 0.0
+        return self.worst / 2 + max(0.0, self.drop) + stands_out
 
     @property
     def balance(self) -> float:

@@ -122,8 +122,8 @@ def read_repair(record: Any, outer: Mapping[str, Any] | None = None) -> Repair |
     drop = fields.number(repair.get("accuracy_drop"))
     most = fields.number(repair.get("max_accuracy_drop"))
     by_force = repair.get("written") is True and repair.get("forced") is True
-    made = repair.get("written", bool(told))  # a record made from Python does not say
-    unwritten = made is not True
+    # A record made from Python does not say whether anything was written.
+    unwritten = repair.get("written", bool(told)) is not True
     unsure = fields.text(repair.get("judged_on")) in UNLABELLED
     title = "Written by force" if by_force else "Not written" if unwritten else heading
     seen = scan if unchanged else rescan
