@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -369,6 +370,8 @@ def test_a_grid_can_make_its_own_pool(write_grid, tmp_path):
     tables = POOL.replace("[[grid]]", "[[pool.grid]]").replace("[recipe]", "[pool.recipe]")
     lines = [x for x in file.read_text().splitlines() if not x.startswith("pool")]
     file.write_text("\n".join(lines) + tables.replace("epochs = 8", "epochs = 1"))
-    ready = bench.make_ready(bench.read_grid(file), out, executor=HERE)
+    with mock.patch.object(harness, "make_pool", wraps=harness.make_pool) as made:
+        ready = bench.make_ready(bench.read_grid(file), out, executor=HERE, device="cpu")
+    assert made.call_args.kwargs["device"] == "cpu"
     assert len(ready.plan.entries) == 3
     assert (out / "pool" / "index.json").exists()

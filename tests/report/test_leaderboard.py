@@ -217,6 +217,18 @@ def test_the_oracle_is_hatched_and_leaves_when_there_is_none(benchmark, page):
     )
 
 
+def test_a_row_without_an_oracle_says_why(benchmark):
+    summary = copy.deepcopy(benchmark[0])
+    nothing_done = next(row for row in summary["rows"] if "oracle" in row)
+    del nothing_done["oracle"]
+    nothing_done["models"] = 0
+    board = read_board(summary, ())
+    rows = [row for half in board.halves for row in half.rows]
+    reasons = {c.why for row in rows for c in row.cells if c.column.name == "Oracle"}
+    assert "no run gave the oracle a choice" in reasons
+    assert "no run on a backdoored model is done" in reasons
+
+
 def test_what_failed_is_listed_with_its_reason(benchmark, page):
     failed = [run for run in benchmark[0]["runs"] if run["state"] == "failed"]
     section = page.split('id="failures"')[1].split("</section>")[0]

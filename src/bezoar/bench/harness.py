@@ -101,7 +101,12 @@ class Bench:
 
 
 def make_ready(
-    grid: BenchGrid, out: Path, *, beside: Path | None = None, executor: Executor | None = None
+    grid: BenchGrid,
+    out: Path,
+    *,
+    beside: Path | None = None,
+    executor: Executor | None = None,
+    device: str | None = None,
 ) -> Bench:
     """Makes the grid's pool if it has none yet, opens the images, and plans the runs.
 
@@ -111,12 +116,13 @@ def make_ready(
         beside: where relative names in the grid are looked for; by default the working directory.
         executor: trains the models of a grid that describes its own pool; with None they must be
             there.
+        device: where they are trained; by default the accelerator, else the CPU.
 
     Raises:
         InputError: the pool, the images, the generator or the budgets cannot be used.
     """
     if isinstance(grid.pool, PoolSpec) and executor is not None:
-        made = make_pool(grid.pool, out / POOL, executor)
+        made = make_pool(grid.pool, out / POOL, executor, device=device)
         if not made.entries:
             reasons = "; ".join(f"{name}: {why}" for name, why in made.failed.items())
             raise InputError(f"no model of the grid's pool could be made: {reasons}")

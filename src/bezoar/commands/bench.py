@@ -67,7 +67,9 @@ class BenchRun:
         )
         silent = self.quiet or self.json == "-"
         out = _folder(self.grid, self.out)
-        ready = bench.make_ready(grid, out, beside=self.grid.parent, executor=executor)
+        ready = bench.make_ready(
+            grid, out, beside=self.grid.parent, executor=executor, device=self.device
+        )
         with progress_bar(silent) as progress:
             summary = bench.run(
                 ready,

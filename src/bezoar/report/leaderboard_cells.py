@@ -163,7 +163,7 @@ def cells_of(
             "Oracle",
             _number(oracle, "der", "mean"),
             words.in_percent(_number(oracle, "der", "mean")),
-            "there was no sweep to choose from",
+            none if models == 0 else "no run gave the oracle a choice",
             f"ASR {words.in_percent(_number(oracle, 'asr_after', 'mean'))}",
         ),
         plain("Seconds", seconds, _seconds(seconds), untimed),
