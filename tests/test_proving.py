@@ -64,10 +64,11 @@ def test_a_trigger_of_one_source_class_alone_is_no_proof(digits):
 
 def test_a_shift_of_the_features_is_tried_as_the_plain_head_says(digits, seen):
     proof = Prover(digits.planted, digits.clean, seed=0).prove(seen, 4)
-    logits, features = digits.planted.survey(digits.clean)
+    logits, features = digits.planted.survey(digits.clean.split(0.8, seed=0)[1])
     weight, bias = digits.planted.head
     moved = (features + seen.perturbations[4]) @ weight.T + bias
     others = logits.argmax(1) != 4
+    assert proof.counted == int(others.sum())
     gap = moved[others, 4] - moved[others].amax(1)  # the hardest image lies on the border
     assert proof.carried == pytest.approx(float((gap >= -1e-3).float().mean()), abs=0.005)
     assert proof.carried >= float((gap >= 0).float().mean())
@@ -131,6 +132,13 @@ def test_what_was_computed_from_all_images_is_never_proven(digits):
         Prover(digits.planted, digits.clean, seed=0).prove(everything, 4),
     ):
         assert proof.counted == 0 and not proof.works
+
+
+def test_a_shift_is_never_proven_on_the_images_that_it_was_made_from(digits, seen):
+    one_each = Prover(digits.planted, first_of_each(digits.clean, 1), seed=0)
+    assert one_each.prove(seen, 4).counted == 0 and not one_each.prove(seen, 4).works
+    wrong = replace(seen, perturbations=-seen.perturbations)
+    assert not Prover(digits.planted, digits.clean, seed=0).prove(wrong, 4).works
 
 
 def test_the_share_that_makes_a_source_is_the_verdict_s(digits):

@@ -20,7 +20,7 @@ from bezoar.methods.recovered import Trigger
 from bezoar.methods.smooth_pattern import SmoothPatterns
 from bezoar.surviving import Survival, Survivors
 from bezoar.training import Recipe
-from bezoar.trying import ENOUGH, STANDS_OUT, Unlearning, plan_for, try_repairs
+from bezoar.trying import ENOUGH, STANDS_OUT, Unlearning, Weighed, plan_for, try_repairs
 
 pytestmark = pytest.mark.usefixtures("thorough_judges")
 
@@ -326,6 +326,36 @@ def test_unlearning_anew_looks_at_the_network_that_it_starts_with(digits, monkey
     assert [t["witness"] for t in second.record["triggers"]] == ["hand", "again"]
 
 
+def test_where_every_held_out_image_is_of_the_target_nothing_counts_as_dead(digits):
+    """An unrepaired network would else pass: no image is there that its trigger could carry."""
+    known, held_out = digits.clean.split(0.8, seed=0)
+    own = digits.planted.logits(held_out).argmax(1) == 4
+    of_target = held_out.subset(torch.nonzero(own).flatten().tolist())
+    found = evidence(Patch(digits.attack))
+    survivors = Survivors(digits.planted, [found], [4], known, of_target, seed=0)
+    left = survivors.left(digits.planted)
+    assert not left.tried and left.carried == {}
+    quiet = dataclasses.replace(left, p_values={4: 0.9}, looked=True, exposed={4: 0.9})
+    assert not quiet.removed
+    assert (quiet.as_record()["removed"], quiet.as_record()["worst"]) == (None, None)
+    nothing_lost = accuracy_loss(digits.planted, digits.planted, held_out)
+    assert not Weighed(nothing_lost, quiet, 0.05).sufficient
+    probe = retuning_probe(digits.planted, known, survivors, quiet, seed=0)
+    assert probe.returned is None and "no other class is among the held-out" in probe.sentence
+    assert Survivors(digits.planted, [found], [4], known, held_out, seed=0).left(digits.planted).tried
+
+
+def test_a_network_without_numbers_is_no_repair(digits, bench):
+    """A loss that is no number would compare as no loss at all."""
+    broken = digits.planted.copy()
+    with torch.no_grad():
+        broken.network.fc.weight.fill_(torch.nan)
+    GIFTS.update(broken=broken)
+    best, trials = bench((Gives(gift="broken"),), (Gives(gift="twin"),))
+    assert best.repair.classifier is GIFTS["twin"] and len(trials) == 2
+    assert trials[0].weighed.beyond and trials[0].weighed.drop > 0.5
+
+
 def test_triggers_are_tried_on_shifted_images_too(digits):
     known, held_out = digits.clean.split(0.8, seed=0)
 
@@ -454,8 +484,9 @@ def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits):
     survival = survivors.look(ruined, Survival({}, {}, looked=False))
     assert not survival.looked and not survival.removed and survival.worst == 0
     assert not signs_of_backdoor(stands_out=None, re_exposed=False, returned=None, worst=0.0)
-    risk = residual_risk([], looked=False, audited=True, tuned=False, labelled=True)
-    assert "no witness could look" in risk and "could not be tried" in risk
+    risk = residual_risk([], looked=False, tried=False, audited=True, tuned=False, labelled=True)
+    assert "no witness could look" in risk and "tuning brings the backdoor back could not" in risk
+    assert "could not be tried on images of other classes" in risk
 
 
 def test_triggers_of_one_name_count_with_the_larger_share(digits, monkeypatch):
@@ -482,10 +513,10 @@ def test_a_probe_that_cannot_be_made_does_not_cost_the_repair(digits, monkeypatc
 
 def test_the_line_on_risk_names_every_sign():
     assert not signs_of_backdoor(stands_out=False, re_exposed=False, returned=False, worst=0.05)
-    calm = residual_risk([], looked=True, audited=True, tuned=True, labelled=True)
+    calm = residual_risk([], looked=True, tried=True, audited=True, tuned=True, labelled=True)
     assert "none of the signs" in calm and "not the attacker's" in calm
     signs = signs_of_backdoor(stands_out=True, re_exposed=True, returned=True, worst=0.4)
-    bad = residual_risk(signs, looked=True, audited=False, tuned=True, labelled=False)
+    bad = residual_risk(signs, looked=True, tried=True, audited=False, tuned=True, labelled=False)
     brings = ("brings the backdoor back", "brings a suspected class out")
     unknown = ("unlearning brings a class out could not be tried", "could not be measured")
     for sign in ("stands out", *brings, "40 %", *unknown):

@@ -263,13 +263,18 @@ def shift(share):
             patch(0.9),
             tried((), counted=0, carried=0.0, natural=None),
             False,
-            f"{REACHED} It was computed from all images, so none is left to try it on.",
+            ", corrected for having picked the smallest of 4). No image of another class is left to "
+            "try it on that it was not made from.",
             id="no image left",
         ),
-        # a shift was computed from the images of each class, so it must carry most of all images
         pytest.param(shift(0.8), tried(), True, REACHED, id="shift"),
+        pytest.param(shift(0.79), tried(carried=0.79), True, OF_SOME, id="shift of some"),
         pytest.param(
-            shift(0.79), tried(carried=0.79), False, f"{NEEDED} for a proof.", id="shift of some"
+            shift(0.9),
+            tried((1,)),
+            False,
+            ", bee; 2 are needed, for two classes may just look alike.",
+            id="shift of one",
         ),
         pytest.param(
             shift(0.9), tried(natural=0.9), False, f"It works to 90 % {NATURAL}", id="natural shift"

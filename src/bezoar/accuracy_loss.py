@@ -162,4 +162,5 @@ def _views(original: Classifier, images: ImageSet, seed: int) -> ImageSet:
 
 def _probabilities(classifier: Classifier, views: ImageSet, count: int) -> Tensor:
     probabilities = classifier.logits(views).double().softmax(1)
+    probabilities = probabilities.nan_to_num(nan=0.0)  # what is no number is no answer
     return probabilities.view(-1, count, probabilities.shape[1])

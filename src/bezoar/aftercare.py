@@ -92,6 +92,8 @@ def retuning_probe(
         seed: of the tuning.
         progress: called with what is done and its share.
     """
+    if not left.tried:
+        return Probe(left.worst, None, "no other class is among the held-out images")
     tuned = repaired.copy()
     try:
         fit(tuned, known, PROBE, seed=seed, progress=progress, what="trying a few steps of tuning")
@@ -135,13 +137,14 @@ def signs_of_backdoor(
 
 
 def residual_risk(
-    signs: Sequence[str], *, looked: bool, audited: bool, tuned: bool, labelled: bool
+    signs: Sequence[str], *, looked: bool, tried: bool, audited: bool, tuned: bool, labelled: bool
 ) -> str:
     """One line on what is left to fear.
 
     Args:
         signs: of ``signs_of_backdoor``.
         looked: whether a witness could look at the repaired model.
+        tried: whether there were images to try the recovered triggers on.
         audited: whether unlearning the clean images could tell anything.
         tuned: whether a tuning could be tried.
         labelled: whether accuracy was measured.
@@ -149,6 +152,8 @@ def residual_risk(
     told = list(signs)
     if not looked:
         told.append("no witness could look at the repaired model")
+    if not tried:
+        told.append("the recovered triggers could not be tried on images of other classes")
     if not audited:
         told.append("whether unlearning brings a class out could not be tried")
     if not tuned:

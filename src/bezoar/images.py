@@ -313,6 +313,11 @@ class ImageSet:
 
         Every class with two images or more is in both parts. Without labels the division is plain.
         """
+        first, second = self.division(fraction, seed=seed)
+        return self.subset(first), self.subset(second)
+
+    def division(self, fraction: float, *, seed: int) -> tuple[list[int], list[int]]:
+        """Which images the parts of ``split`` hold, in ascending order."""
         if not 0 < fraction < 1:
             raise InputError(f"fraction {fraction} must lie between 0 and 1")
         generator = torch.Generator().manual_seed(seed)
@@ -328,7 +333,7 @@ class ImageSet:
                 count = min(max(count, 1), len(members) - 1)
             first += members[:count]
             second += members[count:]
-        return self.subset(sorted(first)), self.subset(sorted(second))
+        return sorted(first), sorted(second)
 
     def batches(
         self,

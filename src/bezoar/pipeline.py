@@ -214,6 +214,7 @@ def _cared_for(
     risk = residual_risk(
         signs,
         looked=stands_out is not None,
+        tried=left.tried,
         audited=bool(left.exposed),
         tuned=returned is not None,
         labelled=given.images is not None and given.images.labels is not None,

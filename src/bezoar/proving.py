@@ -33,7 +33,7 @@ from bezoar.classifier import Classifier
 from bezoar.device import evaluation_batch
 from bezoar.images import ImageSet
 from bezoar.methods import Evidence
-from bezoar.methods.neural_cleanse import HELD_OUT
+from bezoar.methods.method import HELD_OUT
 from bezoar.methods.neural_cleanse_triggers import pixels_of
 
 CARRIED = 0.8  # share of the held-out images of a class that makes it a source
@@ -47,7 +47,7 @@ class Proof:
 
     Attributes:
         sources: classes of which it carries at least ``needed`` of the held-out images.
-        counted: held-out images of other classes; 0 where all images were used to compute it.
+        counted: held-out images of other classes; 0 where there is none, or none was held out.
         carried: share of these that it carries.
         natural: share of its work that is done by the features that separate the classes anyway, in
             [0, 1]; None where no class is a source.
@@ -110,20 +110,20 @@ class Prover:
 
     def prove(self, evidence: Evidence, k: int) -> Proof | None:
         """The proof for class ``k``; None where nothing was recovered for it."""
-        found = evidence.recovered
-        if found is not None and k in found.classes:
-            kept = evidence.record.get("configuration", {}).get("held_out", HELD_OUT)
-            if kept < HELD_OUT or not len(self.held_out):
-                return Proof((), 0, 0.0, None, 0, self.needed)
-            return self._proof(*self._rest, *self._stamped(evidence, k), k)
-        if evidence.perturbations is not None:
-            shift = evidence.perturbations[k].to(self._all[1])
-            if not bool(shift.isfinite().all()):
-                return None
-            logits, features = self._all
-            moved = logits + shift @ self.classifier.head.weight.T
-            return self._proof(logits, features, moved, features + shift, k)
-        return None
+        found, shifts = evidence.recovered, evidence.perturbations
+        led = found is not None and k in found.classes
+        if not led and (shifts is None or not bool(shifts[k].isfinite().all())):
+            return None
+        kept = evidence.record.get("configuration", {}).get("held_out", HELD_OUT)
+        if kept < HELD_OUT or not len(self.held_out):
+            return Proof((), 0, 0.0, None, 0, self.needed)
+        logits, features = self._rest
+        if led:
+            return self._proof(logits, features, *self._stamped(evidence, k), k)
+        assert shifts is not None  # noqa: S101 (above)
+        shift = shifts[k].to(features)
+        moved = logits + shift @ self.classifier.head.weight.T
+        return self._proof(logits, features, moved, features + shift, k)
 
     def _stamped(self, evidence: Evidence, k: int) -> tuple[Tensor, Tensor]:
         """Logits and features of the held-out images with the trigger of class ``k``."""

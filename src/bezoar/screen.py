@@ -122,7 +122,7 @@ def print_trials(record: dict[str, Any]) -> None:
         table.add_row(
             name,
             f"{round(100 * trial['accuracy_drop'], 1) + 0.0:.1f}",  # -0.0 is no loss
-            f"{100 * left['worst']:.0f} %",
+            "–" if left["worst"] is None else f"{100 * left['worst']:.0f} %",
             signs_left(left["removed"], trial["returned"], suspected=suspected),
             f"{trial['seconds']:.0f}",
         )

@@ -55,12 +55,14 @@ class Survival:
             of other classes that it still carries, beyond those that go there without it.
         p_values: suspect → its p-value in a fresh look; empty where none was possible.
         looked: whether there was a fresh look. Without it nothing counts as removed.
+        tried: whether there were images to try every trigger on; likewise.
         exposed: suspect → its p-value in a re-exposure; empty where there was none.
     """
 
     carried: dict[str, float]
     p_values: dict[int, float]
     looked: bool = True
+    tried: bool = True
     exposed: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -86,14 +88,15 @@ class Survival:
     @property
     def removed(self) -> bool:
         """Whether nothing of the backdoor is seen any more."""
-        return self.looked and self.worst <= DEAD and not self.shows
+        return self.looked and self.tried and self.worst <= DEAD and not self.shows
 
     def as_record(self) -> dict[str, Any]:
-        """The figures; ``removed`` is None where only a fresh look could tell."""
-        unknown = not self.looked and self.worst <= DEAD and not self.re_exposed
+        """The figures; ``removed`` is None where only a fresh look or other images could tell."""
+        alive = self.worst > DEAD or self.shows
+        unknown = not alive and not (self.looked and self.tried)
         return {
             "carried": dict(self.carried),
-            "worst": self.worst,
+            "worst": self.worst if self.tried or self.carried else None,
             "p_values": {str(k): p for k, p in self.p_values.items()},
             "exposed": {str(k): p for k, p in self.exposed.items()},
             "removed": None if unknown else self.removed,
@@ -155,10 +158,12 @@ class Survivors:
     def left(self, repaired: Classifier) -> Survival:
         """What the triggers still carry, without a fresh look."""
         carried: dict[str, float] = {}
-        for t, share in zip(self.judging, self._carried_by(repaired, self.judging), strict=True):
+        shares = self._carried_by(repaired, self.judging)
+        for t, share in zip(self.judging, shares, strict=True):
             name = f"{t.witness}, class {self.original.classes[t.target]}"
-            carried[name] = max(share, carried.get(name, 0.0))  # names of classes may repeat
-        return Survival(carried, {}, looked=False)
+            if share is not None:
+                carried[name] = max(share, carried.get(name, 0.0))  # names of classes may repeat
+        return Survival(carried, {}, looked=False, tried=None not in shares)
 
     def look(self, repaired: Classifier, left: Survival) -> Survival:
         """``left`` with a fresh look at ``repaired``."""
@@ -169,27 +174,31 @@ class Survivors:
         """``left`` with what unlearning the clean images brings out in ``repaired``."""
         return dataclasses.replace(left, exposed=self._exposed(repaired))
 
-    def carried(self, classifier: Classifier, trigger: Trigger) -> float:
+    def carried(self, classifier: Classifier, trigger: Trigger) -> float | None:
         """The largest share of images of other classes that a trigger carries into its class.
 
-        Those that ``classifier`` answers with it without the trigger are taken off, down to 0.
+        Those that ``classifier`` answers with it without the trigger are taken off, down to 0. None
+        where every held-out image is of that class in the eyes of the original.
         """
         return self._carried_by(classifier, [trigger])[0]
 
     def worst(self, classifier: Classifier) -> float:
-        """The largest share that any trigger carries."""
-        return max(self._carried_by(classifier, self.judging))
+        """The largest share that any trigger carries; 0 where none could be tried."""
+        shares = self._carried_by(classifier, self.judging)
+        return max((share for share in shares if share is not None), default=0.0)
 
-    def _carried_by(self, classifier: Classifier, triggers: Sequence[Trigger]) -> list[float]:
+    def _carried_by(
+        self, classifier: Classifier, triggers: Sequence[Trigger]
+    ) -> list[float | None]:
         """For each trigger, as it is, on shifted images, and shifted with them."""
         moved = self._moved
-        shares = []
+        shares: list[float | None] = []
         with classifier.evaluating():
             plain, plain_moved = (predicted(classifier, images) for images in (self.pixels, moved))
             for trigger in triggers:
                 others = self._answers != trigger.target
                 if not others.any():
-                    shares.append(0.0)
+                    shares.append(None)
                     continue
                 stamped = trigger.stamp(self.pixels)
                 pairs = (

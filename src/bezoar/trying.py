@@ -159,7 +159,7 @@ class Weighed:
         """Whether nothing better is looked for."""
         if self.beyond:
             return False
-        nothing_to_gain = self.worst <= DEAD and self.score <= ENOUGH
+        nothing_to_gain = self.survival.tried and self.worst <= DEAD and self.score <= ENOUGH
         return nothing_to_gain or (self.removed and self._cheap)
 
     @property

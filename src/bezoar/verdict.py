@@ -41,8 +41,7 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
         suspicious: largest p-value of a suspicious class (family-wise false-alarm rate).
         found: largest p-value of a class for *backdoor found*.
         carried: smallest share of held-out images that a recovered trigger must carry into the
-            class for *backdoor found*: of each of at least two other classes (``proving``); a shift
-            of the features must carry as much of all of them together.
+            class for *backdoor found*: of each of at least two other classes (``proving``).
         natural: a recovered perturbation explained to at least this share by the features that
             separate the classes anyway is no proof.
     """
@@ -171,9 +170,7 @@ def _carries(evidence: Evidence, k: int, levels: Levels, proof: Proof | None = N
     if proof is None:
         return works
     natural = proof.natural is not None and proof.natural >= levels.natural
-    # A shift of the features was computed from all images that it is tried on class by class.
-    on_others = works or evidence.perturbations is None
-    return proof.works and on_others and not natural
+    return proof.works and not natural
 
 
 def _proof_reasons(proof: Proof | None, levels: Levels, classes: Sequence[str]) -> list[str]:
@@ -183,7 +180,7 @@ def _proof_reasons(proof: Proof | None, levels: Levels, classes: Sequence[str]) 
     told = []
     percent = f"{100 * levels.carried:.0f} %"
     if not proof.counted:
-        told.append("It was computed from all images, so none is left to try it on.")
+        told.append("No image of another class is left to try it on that it was not made from.")
     elif len(proof.sources) < FEWEST_SOURCES:
         from_class = "".join(f", {classes[j]}" for j in proof.sources)
         told.append(
@@ -231,14 +228,14 @@ def _reasons(
         f"{evidence.values[k]:.3g}{unit}{deviation} ({p_in_words(p)}, {judged}{looked})."
     ]
     share = evidence.carried_into(k)
-    if share is None:
+    if share is None or (proof is not None and not proof.counted):
         return reasons
     carried = (
         f"Recovered from {told.known}, that {told.carrier} carries {100 * share:.0f} % of "
         f"{told.rest} into class {classes[k]}; {100 * levels.carried:.0f} % are "
     )
     enough = share >= levels.carried
-    some = proof is not None and proof.works and evidence.perturbations is None
+    some = proof is not None and proof.works
     if enough:
         reasons.append(f"{carried}needed and reached for a proof.")
     elif some:

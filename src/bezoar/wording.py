@@ -136,7 +136,7 @@ class Words:
     rest: str = "the rest"
 
 
-# A perturbation of the last layer's input; the first halves of the images find it (TAC).
+# A perturbation of the last layer's input (TAC).
 SHIFT = Words(
     value="shift",
     absent="no shift",
@@ -147,8 +147,7 @@ SHIFT = Words(
     carrier="shift",
     means="A small change of the last layer's input, the same for all images,",
     rarely="backdoor-free models hardly ever show one so small",
-    known="half of the images",
-    rest="the other half",
+    known="four fifths of the images",
 )
 
 # A mask and a pattern in pixel space, judged by the size of the mask (Neural Cleanse).

@@ -21,6 +21,8 @@ from bezoar.wording import PATCH, SHIFT, Words
 
 Needs = Literal["labelled images", "unlabelled images", "public images", "nothing"]
 
+HELD_OUT = 0.2  # share of the clean images that shows whether what a witness recovers works on others
+
 
 @dataclass(frozen=True)
 class Evidence:

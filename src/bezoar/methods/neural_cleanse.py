@@ -40,7 +40,15 @@ import msgspec
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods.method import Evidence, Method, Needs, Repair, check_target_class, methods
+from bezoar.methods.method import (
+    HELD_OUT,
+    Evidence,
+    Method,
+    Needs,
+    Repair,
+    check_target_class,
+    methods,
+)
 from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import Triggers, pixels_of
@@ -52,7 +60,6 @@ from bezoar.wording import PATCH, PATCH_OF_SOME
 
 CUT = 2.0  # the paper's: an anomaly index above it is an outlier
 LEVEL = 0.05  # p-value of a class that is removed without being named (ours)
-HELD_OUT = 0.2  # share of the images that shows whether the triggers work on others, too
 
 
 @methods.register("neural-cleanse")

@@ -44,7 +44,15 @@ from torch import Tensor, nn
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods.method import Evidence, Method, Needs, Repair, check_target_class, methods
+from bezoar.methods.method import (
+    HELD_OUT,
+    Evidence,
+    Method,
+    Needs,
+    Repair,
+    check_target_class,
+    methods,
+)
 from bezoar.methods.tac_removal import Push, project_out, pushed_loss
 from bezoar.methods.tac_solver import (
     MinimalShifts,
@@ -157,10 +165,11 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         surveyed = time.perf_counter()
         progress("TAC: running the clean images", 1.0)
         solution = self.solve(logits, weight, self.quantile)
-        pushes = self._solve_push(logits, weight)
         norms = solution.norms.tolist()
         outliers = small_outliers(log_lengths(solution))
-        carried = self._carried(logits, weight, seed)
+        known, held_out = clean.division(1 - HELD_OUT, seed=seed)  # as every witness divides them
+        pushes = self._solve_push(logits[known], weight).shifts
+        carried = carried_shares(logits[held_out], pushes @ weight.double().T) if held_out else None
         centred = (weight - weight.mean(0)).norm(dim=1)
         predicted = torch.bincount(logits.argmax(1), minlength=len(weight))
         progress("TAC: solving for all classes", 1.0)
@@ -174,7 +183,6 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "kkt_residual": float(solution.kkt_residual.max()),
             "passes": solution.passes,
             "right_hand_side": self._right_hand_side(logits),
-            "length_over_push": _median_ratio(solution.norms, pushes.norms),
             "seconds": {
                 "images": surveyed - started,
                 "solving": time.perf_counter() - surveyed,
@@ -190,8 +198,8 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "logarithms of the lengths, each against the other classes: Student's t with "
                 "C - 2 degrees of freedom, corrected for picking the smallest of C (Grubbs' test)"
             ),
-            carried=tuple(carried.tolist()),
-            perturbations=pushes.shifts.float(),
+            carried=None if carried is None else tuple(carried.tolist()),
+            perturbations=pushes.float(),
             record=record,
         )
 
@@ -279,28 +287,12 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if self.parameters == "all" or (name in in_head) == (self.parameters == "head")
         ]
 
-    def _carried(self, logits: Tensor, weight: Tensor, seed: int) -> Tensor:
-        """For each class, the share of one half that the shift from the other half carries in."""
-        order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
-        half = len(logits) // 2
-        known, held_out = (
-            logits[order[:half].to(logits.device)],
-            logits[order[half:].to(logits.device)],
-        )
-        return carried_shares(held_out, self._solve_push(known, weight).shifts @ weight.double().T)
-
     def _right_hand_side(self, logits: Tensor) -> str:
         if self.quantile is not None:
             return f"{self.quantile:g} quantile within the predicted class"
         if self.right_hand_side == "auto":
             return "conditional" if prefers_conditional(*logits.shape) else "full"
         return self.right_hand_side
-
-
-def _median_ratio(lengths: Tensor, others: Tensor) -> float | None:
-    """Median of ``lengths / others``, both (C,), over the classes where both are proper lengths."""
-    usable = lengths.isfinite() & others.isfinite() & (others > 0)
-    return float((lengths[usable] / others[usable]).median()) if bool(usable.any()) else None
 
 
 def _require_reachable(solution: MinimalShifts, target: int) -> None:
