@@ -239,6 +239,24 @@ def test_a_rate_of_one_s_own_takes_the_place_of_the_schedule():
     assert steps == pytest.approx([0.25, 0.5, 0.125, 0.0], abs=1e-6)
 
 
+def test_a_batch_that_is_left_out_does_not_stretch_the_schedule():
+    """The last step of a cosine is the one that a training without that image would make."""
+    asked = []
+    recipe = Recipe(epochs=3, batch_size=4, learning_rate=0.01)
+    fit(classifier(), bars(9), recipe, seed=0, rate=lambda *at: asked.append(at) or 1.0)
+    assert asked == [(step, 6) for step in range(6)]
+    asked.clear()
+    kept = msgspec.structs.replace(recipe, batch_norm="eval")  # a single image does no harm there
+    fit(classifier(), bars(9), kept, seed=0, rate=lambda *at: asked.append(at) or 1.0)
+    assert asked == [(step, 9) for step in range(9)]
+
+
+def test_no_gradient_stays_behind():
+    model = classifier()
+    fit(model, bars(), SHORT, seed=0)
+    assert all(parameter.grad is None for parameter in model.network.parameters())
+
+
 def test_clipping_limits_the_gradient():
     def farthest(clip_norm):
         model = classifier()

@@ -342,7 +342,9 @@ def test_where_every_held_out_image_is_of_the_target_nothing_counts_as_dead(digi
     assert not Weighed(nothing_lost, quiet, 0.05).sufficient
     probe = retuning_probe(digits.planted, known, survivors, quiet, seed=0)
     assert probe.returned is None and "no other class is among the held-out" in probe.sentence
-    assert Survivors(digits.planted, [found], [4], known, held_out, seed=0).left(digits.planted).tried
+    assert (
+        Survivors(digits.planted, [found], [4], known, held_out, seed=0).left(digits.planted).tried
+    )
 
 
 def test_a_network_without_numbers_is_no_repair(digits, bench):

@@ -263,8 +263,8 @@ def shift(share):
             patch(0.9),
             tried((), counted=0, carried=0.0, natural=None),
             False,
-            ", corrected for having picked the smallest of 4). No image of another class is left to "
-            "try it on that it was not made from.",
+            "picked the smallest of 4). No image of another class is left to try it on that it was "
+            "not made from.",
             id="no image left",
         ),
         pytest.param(shift(0.8), tried(), True, REACHED, id="shift"),

@@ -142,8 +142,7 @@ def fit(
         nesterov=recipe.momentum > 0,
     )
     generator = torch.Generator().manual_seed(seed)
-    steps_in_epoch = max(1, -(-len(images) // recipe.batch_size))
-    total = recipe.epochs * steps_in_epoch
+    total = recipe.epochs * _steps_in_epoch(len(images), recipe)
     to_fast_layout(network, device)
     resident = images.to(device)
     through_images = _needs_gradients_of_images(network, trained)
@@ -161,9 +160,8 @@ def fit(
             _set_mode(network, recipe)
             losses: list[Tensor] = []
             for batch, batch_labels in resident.batches(recipe.batch_size, generator=generator):
-                leftover = len(batch) == 1 < recipe.batch_size
-                if leftover and recipe.batch_norm == "train" and run.steps:
-                    continue  # batch statistics of one image are no statistics
+                if run.steps and len(batch) == 1 and _skips_single(recipe):
+                    continue
                 assert batch_labels is not None  # noqa: S101 (require_labels above)
                 batch, batch_labels = hook.batch(batch, batch_labels, generator)
                 if recipe.crop_padding or recipe.flip:
@@ -203,6 +201,7 @@ def fit(
             saved.write()
             progress(what, (epoch + 1) / recipe.epochs)
         run.take_average()
+        optimizer.zero_grad(set_to_none=True)  # gradients are as large as the network
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
     network.eval()
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
@@ -276,6 +275,22 @@ def _set_mode(network: nn.Module, recipe: Recipe) -> None:
         for module in network.modules():
             if isinstance(module, _NORMS):
                 module.eval()
+
+
+def _skips_single(recipe: Recipe) -> bool:
+    """Whether a last batch of one image is left out: its batch statistics are no statistics."""
+    return recipe.batch_norm == "train" and recipe.batch_size > 1
+
+
+def _steps_in_epoch(images: int, recipe: Recipe) -> int:
+    """How many batches an epoch has, less one that is left out.
+
+    >>> [_steps_in_epoch(n, Recipe(batch_size=32)) for n in (1, 32, 33, 34, 65)]
+    [1, 1, 1, 2, 2]
+    """
+    whole, rest = divmod(images, recipe.batch_size)
+    left_out = rest == 1 and whole > 0 and _skips_single(recipe)
+    return max(1, whole + (rest > 0) - left_out)
 
 
 def _rate(recipe: Recipe, step: int, total: int) -> float:

@@ -53,7 +53,7 @@ def test_a_full_disk_is_not_told_as_done(write_grid, monkeypatch, capsys):
     monkeypatch.setattr(harness, "write_result", full)
     code, said = run(capsys, "bench", "run", write_grid(**ONE_METHOD), "--executor", "here")
     assert code == 1
-    assert said.startswith("0 of 7 runs are done, 0 of them by this call")
+    assert said.startswith("0 of 7 runs are done and ")
     assert said.count("not written: ") == 7
 
 

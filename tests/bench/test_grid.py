@@ -28,6 +28,10 @@ BAD = {
     "a rate of two": ({"rates": "[2.0]"}, "poison rate 2.0"),
     "no control": ({"control_epochs": "[]"}, "control_epochs is empty; give at least one"),
     "a control of no length": ({"control_epochs": "[0]"}, "control_epochs"),
+    "one method under two spellings": (
+        {"methods": '["clp", "ft:recipe.epochs=1", "clp:"]'},
+        "methods holds one method twice: clp and clp:",
+    ),
     "an oracle for a method without a threshold": (
         {"oracle": '["ft"]'},
         "oracle: no method 'ft' of this grid sweeps a threshold; there are clp",

@@ -5,18 +5,21 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from digit_pool import POOL
 
 from bezoar import bench
-from bezoar.bench import harness, material
+from bezoar.bench import harness, material, running
 from bezoar.bench.results import path_of
 from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE
 from bezoar.errors import InputError
 from bezoar.executors import make_executor
 from bezoar.executors.file_cache import pack
+from bezoar.methods import Repair
+from bezoar.pools import open_pool
 from bezoar.report.leaderboard_view import read_board
 
 pytestmark = pytest.mark.xdist_group("bench")  # they share a pool
@@ -170,6 +173,48 @@ def test_a_model_that_does_not_load_fails_alone_and_is_tried_once(
     assert row["failed"] == 1
 
 
+def test_what_is_tried_again_does_not_count_as_done_before_it_is(broken_pool, write_grid, tmp_path):
+    out = tmp_path / "results"
+    ready = bench.make_ready(bench.read_grid(write_grid(pool=f'"{broken_pool}"')), out)
+    failed, all_of_them = len(bench.run(ready, out, HERE).failed), len(ready.plan.runs)
+    told = []
+    bench.run(ready, out, HERE, retry=True, finished=lambda *values: told.append(values[1:]))
+    assert told == [(n, all_of_them) for n in range(all_of_them - failed + 1, all_of_them + 1)]
+
+
+def test_a_backdoored_model_without_its_trigger_fails_and_is_not_taken_for_a_clean_one(
+    pool_folder, write_grid, tmp_path
+):
+    folder, out = tmp_path / "without trigger", tmp_path / "results"
+    shutil.copytree(pool_folder, folder)
+    (trigger,) = folder.glob("*bad-nets*/trigger.safetensors")
+    trigger.unlink()
+    ready = bench.make_ready(bench.read_grid(write_grid(pool=f'"{folder}"')), out)
+    bench.run(ready, out, HERE)
+    attacked = named(ready, NO_DEFENSE)
+    record = bench.read_result(out, attacked)
+    assert record["state"] == "failed" and "trigger" in record["failure"]["message"]
+    assert bench.summarise(ready.plan, records(ready, out))["counts"]["failed"] >= 2
+
+
+def test_models_of_its_own_pool_that_could_not_be_made_are_told(write_grid, tmp_path, monkeypatch):
+    out, file = tmp_path / "own", write_grid()
+    lines = [x for x in file.read_text().splitlines() if not x.startswith("pool")]
+    tables = POOL.replace("[[grid]]", "[[pool.grid]]").replace("[recipe]", "[pool.recipe]")
+    made = open_pool(file.parent / "pool")
+    file.write_text("\n".join(lines) + tables)
+    failed, waiting = {"one-of-them": "the process died"}, ("another",)
+    lacking = msgspec.structs.replace(made, failed=failed, waiting=waiting)
+    monkeypatch.setattr(harness, "open_grid_pool", lambda *_: lacking)
+    grid = bench.read_grid(file)
+    notices = bench.make_ready(grid, out).plan.notices
+    assert notices[-2:] == (
+        "the model one-of-them is not there, so no row counts it: the process died",
+        "the model another is not there, so no row counts it: it is still to be made",
+    )
+    assert bench.plan_again(grid, out).notices == notices
+
+
 class Carrying:
     """Carries the files of tasks to them, as a cluster does, and so needs all of them."""
 
@@ -252,6 +297,16 @@ def test_the_oracle_is_measured_only_for_those_that_were_named(ready, out, write
     record = bench.read_result(out, one)
     assert {"setting", "after", "der"} <= record["oracle"].keys()
     assert record["oracle"]["after"]["asr"]["value"] <= record["after"]["asr"]["value"] + 0.05
+
+
+def test_the_oracle_asks_for_the_accuracy_of_the_images_that_it_looks_at(digits, monkeypatch):
+    """On a part of the images the same network may be better or worse than on all."""
+    monkeypatch.setattr(running, "ORACLE_IMAGES", 40)
+    repair = Repair(digits.twin, {}, alternatives=lambda: iter([("the twin", digits.twin)]))
+    of_all = running.measure(digits.planted, digits.test, digits.attack)
+    of_all["acc"]["value"] = 2.0  # what nobody reaches
+    found = running.oracle(repair, digits.planted, digits.test, digits.attack, of_all)
+    assert found["setting"] == "its own choice"
 
 
 def test_tables_need_neither_images_nor_their_folder(ready, out, grid, monkeypatch):

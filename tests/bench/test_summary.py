@@ -190,6 +190,23 @@ def test_csv_has_a_line_for_each_run(summary):
     assert float(other["after_asr_value"]) == 0.5
 
 
+def test_a_loss_of_exactly_five_points_is_not_too_much():
+    one = planned(ONE, "rnp")
+    plan = Plan(grid=GRID, runs=(one,), entries=(ONE,))
+    for after, count in ((0.85, 1), (0.8495, 0)):  # 0.9 - 0.85 > 0.05 in binary
+        (row,) = summarise(plan, {one.key: record(after, 0.05)})["rows"]
+        assert row["removed"]["count"] == count
+
+
+def test_the_spread_between_seeds_compares_the_same_models():
+    """Half a grid: one model has both seeds with the same outcome, the other only the first."""
+    runs = [planned(ONE, "rnp", 0), planned(ONE, "rnp", 1), planned(TWO, "rnp", 0)]
+    plan = Plan(grid=GRID, runs=tuple(runs), entries=(ONE, TWO))
+    results = {one.key: record(0.9, asr) for one, asr in zip(runs, (0.0, 0.0, 0.9), strict=True)}
+    (row,) = summarise(plan, results)["rows"]
+    assert row["der"]["seed_std"] == pytest.approx(0.0)
+
+
 def test_the_oracle_has_columns_of_its_own():
     oracle = {"setting": "t=0.5", "after": {"asr": rate(0.0)}, "der": rate(0.95)}
     one = planned(ONE, "anp")

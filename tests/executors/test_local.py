@@ -476,6 +476,9 @@ def test_here_ctrl_c_and_an_error_in_the_callback_end_the_run():
     for limits in ({"timeout_s": 1}, {"memory_limit": 1}):
         with pytest.raises(InputError, match="tasks in this process cannot be killed"):
             make_executor("here", **limits)
+    for more in ({"cpus_per_task": 2}, {"gpus_per_task": 1}):
+        with pytest.raises(InputError, match="tasks in this process have its threads"):
+            make_executor("here", **more)
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -348,7 +348,8 @@ def test_a_given_n_says_that_nobody_knows_its_cost(digits):
 
 def test_nothing_zeroed_is_said(digits):
     flags = replace(QUICK, n=0.0).remove(digits.planted, digits.clean).record["flags"]
-    assert any("No weight was set to zero" in flag for flag in flags)
+    (told,) = (flag for flag in flags if "No weight was set to zero" in flag)
+    assert "n, which was given" in told and not any("held-out" in flag for flag in flags)
 
 
 def test_zeros_come_with_statistics_of_their_own(digits):

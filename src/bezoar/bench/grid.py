@@ -101,6 +101,10 @@ class BenchGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 images for a method that needs them.
         """
         found = {text: parse_method(text) for text in self.methods}
+        spelled: dict[Method, str] = {}
+        for text, method in found.items():
+            if (other := spelled.setdefault(method, text)) != text:
+                raise InputError(f"methods holds one method twice: {other} and {text}")
         sweeping = sorted({m.name for m in found.values() if m.sweeps})
         for name in self.oracle:
             if name not in sweeping:

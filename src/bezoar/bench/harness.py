@@ -107,6 +107,7 @@ def make_ready(
     beside: Path | None = None,
     executor: Executor | None = None,
     device: str | None = None,
+    progress: Callable[[str, str, float], None] | None = None,
 ) -> Bench:
     """Makes the grid's pool if it has none yet, opens the images, and plans the runs.
 
@@ -117,12 +118,13 @@ def make_ready(
         executor: trains the models of a grid that describes its own pool; with None they must be
             there.
         device: where they are trained; by default the accelerator, else the CPU.
+        progress: called with a model's name, what is done with it, and the share that is finished.
 
     Raises:
         InputError: the pool, the images, the generator or the budgets cannot be used.
     """
     if isinstance(grid.pool, PoolSpec) and executor is not None:
-        made = make_pool(grid.pool, out / POOL, executor, device=device)
+        made = make_pool(grid.pool, out / POOL, executor, device=device, progress=progress)
         if not made.entries:
             reasons = "; ".join(f"{name}: {why}" for name, why in made.failed.items())
             raise InputError(f"no model of the grid's pool could be made: {reasons}")
@@ -244,12 +246,15 @@ def run(
         found = state[one.key]
         return found is None or (retry and found["state"] == "failed")
 
+    again = {one.key for one in planned if missing(one)}  # a failure that is retried is not there
+
     def written() -> list[dict[str, Any]]:
-        lost = summary.unwritten
+        lost = summary.unwritten.keys() | again
         return [found for key, found in state.items() if found is not None and key not in lost]
 
     def note(one: PlannedRun, record: dict[str, Any]) -> None:
         state[one.key] = record
+        again.discard(one.key)
         try:
             write_result(out, record)
         except InputError as error:
@@ -265,10 +270,10 @@ def run(
             note(by_key[key], record_of(by_key[key], outcome, executor))
             summary.ran += key not in summary.unwritten
 
-    do(one for one in bench.plan.references if missing(one))
+    do(one for one in bench.plan.references if one.key in again)
     able = []
     for one in bench.plan.others:
-        if not missing(one):
+        if one.key not in again:
             continue
         reason = _unusable(untouched(one))
         if reason is None:

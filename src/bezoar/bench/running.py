@@ -71,8 +71,7 @@ def run_one(
     name = run.method["name"]
     folder = Path(twin or "" if name == CLEAN_TWIN else model)
     classifier = load_model(folder / MODEL, device=where).classifier
-    trigger = Path(model) / TRIGGER
-    attack = load_attack(trigger) if trigger.is_file() else None
+    attack = load_attack(Path(model) / TRIGGER) if TRIGGER in run.files else None
     rest, test = material.divided(images, run.test_images)
     report("measuring", 0.0)
     if name in (NO_DEFENSE, CLEAN_TWIN):
@@ -108,21 +107,27 @@ def run_one(
         "decided": decided(repair),
     }
     if run.oracle and attack is not None and repair.alternatives is not None:
-        measured["oracle"] = oracle(repair, test, attack, before)
+        measured["oracle"] = oracle(repair, classifier, test, attack, before)
     return to_json(measured)  # type: ignore[no-any-return]  # a dict gives a dict
 
 
 def oracle(
-    repair: Repair, test: ImageSet, attack: Attack, before: dict[str, Any]
+    repair: Repair,
+    original: Classifier,
+    test: ImageSet,
+    attack: Attack,
+    before: dict[str, Any],
 ) -> dict[str, Any]:
     """What the sweep would have given to somebody who knows the trigger and the test images.
 
     The rule is BackdoorBench's: the lowest ASR among the settings that cost less than a tenth of
-    the accuracy; the method's own choice is among them. It is made on a part of the test images and
-    measured on all of them, and it is no result of the method.
+    the accuracy; the method's own choice is among them. It is made on a part of the test images,
+    on which the original is measured, too, and measured on all of them. It is no result of the
+    method, and not always better: a setting that costs more is refused, and beyond that accuracy
+    plays no part.
     """
     few = test.sample(ORACLE_IMAGES, seed=0)
-    floor = (1 - ORACLE_DROP) * before["acc"]["value"]
+    floor = (1 - ORACLE_DROP) * evaluate(original, few, attack).acc
 
     def candidates() -> Iterator[tuple[str, Classifier]]:
         yield "its own choice", repair.classifier

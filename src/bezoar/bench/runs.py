@@ -144,7 +144,13 @@ def plan(
                     oracle=method.name in grid.oracle and entry.attack is not None,
                 )
                 add(run, label, role, entry)
-    return Plan(grid=grid, runs=tuple(runs.values()), entries=entries)
+    unmade = {} if isinstance(grid.pool, str) else _unmade(pool)
+    return Plan(grid=grid, runs=tuple(runs.values()), entries=entries, unmade=unmade)
+
+
+def _unmade(pool: Pool) -> dict[str, str]:
+    """The models of a grid's own pool that are not there, and why."""
+    return pool.failed | dict.fromkeys(pool.waiting, "it is still to be made")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,11 +160,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         grid: where they come from.
         runs: references, then methods and controls.
         entries: the models.
+        unmade: models that the grid describes and that are not there → why.
     """
 
     grid: BenchGrid
     runs: tuple[PlannedRun, ...]
     entries: tuple[Entry, ...]
+    unmade: dict[str, str] = {}
 
     @property
     def references(self) -> tuple[PlannedRun, ...]:
@@ -173,15 +181,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def notices(self) -> tuple[str, ...]:
         """What the tables lack, in sentences."""
+        return (*self._without_twin(), *self._without_model())
+
+    def _without_model(self) -> Iterator[str]:
+        for name, reason in self.unmade.items():
+            yield f"the model {name} is not there, so no row counts it: {reason}"
+
+    def _without_twin(self) -> Iterator[str]:
         attacked = [entry.name for entry in self.entries if entry.attack is not None]
         twins = {one.entry.name for one in self.references if one.label == CLEAN_TWIN}
         without = [name for name in attacked if name not in twins]
         if not without:
-            return ()
+            return
         shown = ", ".join(without[:3]) + (" ..." if len(without) > 3 else "")
-        return (
+        yield (
             f"the pool lacks the clean twin of {len(without)} of {len(attacked)} attacked models "
-            f"({shown}), so no row of a clean twin counts them",
+            f"({shown}), so no row of a clean twin counts them"
         )
 
 

@@ -16,11 +16,11 @@ _NOTES = (
     "with an ASR of at most 10 % and a loss of at most 5 points. *Clean models* is the loss of "
     "accuracy where there was no backdoor. *Against fine-tuning* is the DER less that of plain "
     "fine-tuning on the same model, images and seed that took at least as many processor seconds "
-    "(`<`: for some runs even the longest took less). *Oracle* is the DER that a choice with the "
-    "true trigger on the test images would have had: no result of the method. Seconds are those of "
-    "the method alone; on a machine that does other work, too, only processor seconds can be "
-    "compared. A dash means that "
-    "the number does not exist for this row."
+    "(`<`: for some runs even the longest took less). *Oracle* is the DER of the setting with the "
+    "lowest true ASR among those that keep nine tenths of the accuracy: no result of the method, "
+    "and lower than its own where accuracy pays for it. Seconds are those of the method alone; on "
+    "a machine that does other work, too, only processor seconds can be compared. A dash means "
+    "that the number does not exist for this row."
 )
 
 

@@ -67,10 +67,15 @@ class BenchRun:
         )
         silent = self.quiet or self.json == "-"
         out = _folder(self.grid, self.out)
-        ready = bench.make_ready(
-            grid, out, beside=self.grid.parent, executor=executor, device=self.device
-        )
         with progress_bar(silent) as progress:
+            ready = bench.make_ready(
+                grid,
+                out,
+                beside=self.grid.parent,
+                executor=executor,
+                device=self.device,
+                progress=lambda name, what, share: progress(f"models ({name}: {what})", share),
+            )
             summary = bench.run(
                 ready,
                 out,
@@ -86,7 +91,7 @@ class BenchRun:
         if not silent:
             print_bench(summary.as_record(), len(ready.plan.runs), str(out))
             _print_notes(summary.notices)
-        return FOUND if summary.failed or summary.unwritten else OK
+        return FOUND if summary.failed or summary.unwritten or ready.plan.unmade else OK
 
 
 @dataclass(frozen=True, kw_only=True)

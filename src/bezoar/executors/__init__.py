@@ -76,6 +76,11 @@ def make_executor(
                 "tasks in this process cannot be killed, and so have no timeout and no memory "
                 "limit; leave these out, or use a local executor"
             )
+        if cpus_per_task != 1 or gpus_per_task:
+            raise InputError(
+                "tasks in this process have its threads and its GPUs; leave the numbers of these "
+                "out, or use a local executor"
+            )
         return HereExecutor()
     if kind == "local" and (not colon or re.fullmatch("[1-9][0-9]*", rest)):
         if not float(cpus_per_task).is_integer():

@@ -99,9 +99,11 @@ class ANP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Returns a pruned copy.
 
         Raises:
-            InputError: no labels, too few images, or no units.
+            InputError: no labels, or one that the network has no class for, too few images, or no
+                units.
         """
         clean.require_labels("ANP")
+        clean.class_counts(classifier.trace(clean.shape).num_classes)
         units = find_units(classifier, clean.shape, sites=self.sites)
         fitted, held_out = clean, None
         if self.threshold is None:

@@ -105,10 +105,12 @@ class FinePruning(Method, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """Returns a pruned and fine-tuned copy.
 
         Raises:
-            InputError: no labels, or too few images to hold some out.
+            InputError: no labels, or one that the network has no class for, or too few images to
+                hold some out.
         """
         clean.require_labels("fine-pruning")
         channel_of = head_channels(classifier.trace(clean.shape))
+        clean.class_counts(classifier.num_classes)
         fitted, held_out = clean.split(1 - self.held_out, seed=seed)
         if not len(fitted) or not len(held_out):
             raise InputError(

@@ -45,7 +45,7 @@ from bezoar.images import ImageSet
 from bezoar.methods.i_bau_record import Look, rounds_record, told
 from bezoar.methods.i_bau_unlearning import PatternUnlearner, PatternUnlearning
 from bezoar.methods.implicit_hypergradient import Implicit
-from bezoar.methods.indexed_batches import answered, in_order, pixels
+from bezoar.methods.indexed_batches import answered, pixels
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.pattern_effect import effect_of
 from bezoar.methods.recalibration import recalibrate
@@ -227,7 +227,9 @@ class IBAU(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 looks.append(found)
                 progress(_WHAT, len(looks) / (self.rounds + 1))
         if self.norms == "recalibrated":
-            rows = in_order(len(known), self.unlearning.batch_size)
+            # Even batches: each counts the same, and one image has no statistics.
+            some = -(-len(known) // self.unlearning.batch_size)
+            rows = torch.arange(len(known)).tensor_split(some)
             recalibrate(network, (repaired.normalise(pixels(known, where)) for where in rows))
         progress(_WHAT, 1.0)
         seconds["total"] = time.perf_counter() - started

@@ -244,9 +244,9 @@ class PatternUnlearner:
     def weaknesses(self) -> list[str]:
         """Says so where batches are too small for the published fraction."""
         how = self.settings
-        sizes = [how.batch_size]
-        if not how.steps:
-            sizes = [len(where) for where in in_order(len(self.images), how.batch_size)]
+        sizes = [len(where) for where in in_order(len(self.images), how.batch_size)]
+        if how.steps and len(sizes) > 1 and 2 * sizes[-1] < how.batch_size:
+            sizes.pop()  # ``endless_batches`` leaves it out
         bare = sum(not how.patched(size) for size in sizes)
         if not bare or not how.fraction:
             return []

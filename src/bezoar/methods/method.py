@@ -21,7 +21,8 @@ from bezoar.wording import PATCH, SHIFT, Words
 
 Needs = Literal["labelled images", "unlabelled images", "public images", "nothing"]
 
-HELD_OUT = 0.2  # share of the clean images that shows whether what a witness recovers works on others
+HELD_OUT = 0.2  # share of the clean images that shows whether what was recovered works
+
 
 
 @dataclass(frozen=True)

@@ -274,11 +274,10 @@ def _flags(unlearned: Unlearned, gone: int, *, fixed: bool) -> list[str]:
             "weights may show nothing."
         )
     if not gone:
-        flags.append(
-            "No weight was set to zero: even the fewest neurons cost more than the held-out images "
-            "allow. What was done is fine-tuning."
-        )
-    if fixed:
+        chosen = "even the fewest neurons cost more than the held-out images allow"
+        why = "n, which was given, is too small for it" if fixed else chosen
+        flags.append(f"No weight was set to zero: {why}. What was done is fine-tuning.")
+    elif fixed:
         flags.append("n was given, so no held-out image says what the zeros cost.")
     return flags
 

@@ -15,8 +15,9 @@
     const bar = cell.querySelector(".whisk");
     const note = cell.querySelector("small");
     if (!pair) {
+      const ofAll = readings.length === 1 || attack.value === "0";
       shown.textContent = "–";
-      shown.title = note.textContent = "no run is done";
+      shown.title = note.textContent = ofAll ? cell.dataset.why : "no run on this attack is done";
       delete cell.dataset.value;
       if (bar) bar.style.display = "none";
       return;
@@ -92,6 +93,9 @@
   }
 
   for (const board of boards) {
+    for (const cell of board.querySelectorAll("[data-readings]")) {
+      cell.dataset.why = cell.querySelector(".shown").title;
+    }
     board.querySelectorAll("tbody.sorted > tr").forEach((row, place) => (row.dataset.place = place));
     for (const head of board.tHead.rows[0].cells) {
       const button = document.createElement("button");
