@@ -24,7 +24,6 @@ Needs = Literal["labelled images", "unlabelled images", "public images", "nothin
 HELD_OUT = 0.2  # share of the clean images that shows whether what was recovered works
 
 
-
 @dataclass(frozen=True)
 class Evidence:
     """What a method saw, one number for each class; the verdict judges it.
