@@ -210,6 +210,7 @@ def main() -> None:
         row: dict[str, Any] = {
             "asked": name,
             "witnesses": list(chosen),
+            "witnesses, many classes": fewer,
             "networks": len(null),
             "factor": rule[False][1],
             "factor, many classes": rule[True][1],
@@ -219,6 +220,10 @@ def main() -> None:
             own = [r for r in runs if r["half"] == half]
             if own:
                 row[half] = power(own)
+        known = {r["attack"] for r in runs if r["half"] == "development"}
+        new = [r for r in runs if r["half"] == "held-out" and r["attack"] not in known]
+        if new:
+            row["held-out"]["new attacks"] = power(new)
         table.append(row | {"models": runs})
     told = result_head(__file__, "False alarms and power of the combined scan") | {
         "machine": "computed from scan_null.json and automatic.json",

@@ -10,6 +10,7 @@ from bezoar.audit import audit
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import RNP, BtiDbf, Evidence
+from bezoar.methods.rnp_exposure import why_silent
 from bezoar.records import to_json
 from bezoar.scanning import WITNESSES
 
@@ -96,9 +97,22 @@ def test_what_was_re_exposed_is_named(p, as_it_is, exposed, outcome):
         null="",
         record={"trigger": {"class": 1, "carried": as_it_is, "carried_unlearned": exposed}},
     )
-    found = audit_module._audited(evidence, ("cat", "dog", "emu"), 0.05)
+    found = audit_module._audited(evidence, ("cat", "dog", "emu"), 0.05, "")
     assert found["outcome"] == outcome
     assert (
         f"as at most about {100 * p:.0f} in 100 networks" in found["sentence"] or outcome[0] == "n"
     )
     assert "Class dog draws 80 % of the images" in found["sentence"]
+    silent = audit_module._audited(evidence, ("cat", "dog", "emu"), 0.05, "there are too few")
+    assert silent["outcome"] == "could not tell"
+    assert silent["sentence"].endswith("unlearns, which tells nothing: there are too few.")
+
+
+def test_where_no_share_could_be_unusual_nothing_is_called_ordinary(digits, monkeypatch):
+    """Too few networks without batch norms were measured for a small p-value."""
+    assert why_silent(digits.twin.network, 10, 0.05) == ""
+    assert "of two classes one draws" in why_silent(digits.twin.network, 2, 0.05)
+    assert "without batch norms" in why_silent(torch.nn.Linear(3, 10), 10, 0.05)
+    monkeypatch.setattr(audit_module, "why_silent", lambda *_given: "so it is")
+    found = audit(digits.twin, digits.clean, witnesses=["weights"]).record["audit"]
+    assert found["outcome"] == "could not tell" and "so it is" in found["sentence"]

@@ -39,6 +39,18 @@ def test_a_witness_that_networks_without_a_backdoor_contradict_is_corrected_alon
     assert both.p_values[0] == pytest.approx(2 * factor * 1e-6)
 
 
+def test_a_contradicted_witness_proves_nothing_by_itself_with_the_uncorrected_p_value():
+    """The factor of all bears with Neural Cleanse on 200 classes; one witness alone must, too."""
+    quiet = (1.0,) * 199
+    names = ("tac", "bti-dbf", "rnp", "neural-cleanse", "weights")
+    seen = [evidence(name, (0.004, *quiet)) for name in names]
+    combined = combine(seen)
+    assert combined.factor is not None
+    (alone,) = combine([seen[3]]).corrections
+    assert alone > 10 and combined.corrections == (1.0, 1.0, 1.0, alone, 1.0)
+    assert combined.correction_in_words(3).startswith(f", times {alone:.3g} for what networks")
+
+
 def test_a_witness_that_is_not_contradicted_or_was_not_measured_keeps_its_p_values():
     few, many = (0.03, *[1.0] * 9), (0.03, *[1.0] * 199)
     for seen in (

@@ -82,6 +82,18 @@ def test_with_many_classes_a_witness_whose_test_does_not_hold_there_is_left_out(
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 120))
     finding = scan(Classifier(network, mean=0.5, std=0.5, input_size=(4, 4)).trace((1, 4, 4)))
     assert [e.method for e in finding.evidence] == ["weights"]
+    assert any("mm-bd did not look" in notice for notice in finding.record["notices"])
+    assert "of 10 with 200 classes" in finding.record["power"]
+    assert "Power was not measured" in finding.record["power"]
+
+
+def test_where_no_method_can_compare_the_classes_nothing_is_called_ordinary():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    finding = scan(Classifier(network, mean=0.5, std=0.5, input_size=(4, 4)).trace((1, 4, 4)))
+    assert finding.verdict is Verdict.NOTHING_FOUND
+    assert finding.record["sentence"].startswith("Nothing can be told of these 3 classes")
+    assert "stands out" not in finding.record["sentence"]
 
 
 def test_auto_is_our_choice_by_name():

@@ -19,11 +19,13 @@ from typing import Any
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
 from bezoar.methods import RNP, Evidence
+from bezoar.methods.rnp_exposure import why_silent
 from bezoar.scanning import Finding, Witnesses, scan
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels
 
 EXPOSED = "re-exposed"
+SILENT = "could not tell"
 
 
 def audit(
@@ -65,7 +67,8 @@ def audit(
     # The verdict shares the rate among the witnesses; what is said here is about one of them.
     level = (levels or Levels()).suspicious
     exposed = next(e for e in finding.evidence if e.method == exposing.name)
-    found = _audited(exposed, classifier.classes, level)
+    silent = why_silent(classifier.network, classifier.num_classes, level)
+    found = _audited(exposed, classifier.classes, level, silent)
     if found["outcome"] == EXPOSED and found["class"] not in finding.suspects:
         found["sentence"] += " Together with what the other methods see, that may be chance."
     finding.record["audit"] = found
@@ -73,8 +76,13 @@ def audit(
     return finding
 
 
-def _audited(evidence: Evidence, classes: Sequence[str], level: float) -> dict[str, Any]:
-    """What the exposure showed of the class that the unlearned model falls back to."""
+def _audited(
+    evidence: Evidence, classes: Sequence[str], level: float, silent: str
+) -> dict[str, Any]:
+    """What the exposure showed of the class that the unlearned model falls back to.
+
+    ``silent`` says why no share could be unusual; empty where one could.
+    """
     trigger = evidence.record["trigger"]
     suspect = trigger["class"]
     name, p = classes[suspect], evidence.p_values[suspect]
@@ -82,7 +90,10 @@ def _audited(evidence: Evidence, classes: Sequence[str], level: float) -> dict[s
     as_it_is, exposed = trigger["carried"], trigger["carried_unlearned"]
     share = 1 - evidence.values[suspect]
     falls = f"Class {name} draws {100 * share:.0f} % of the images that the model unlearns"
-    if not unusual:
+    if silent:
+        outcome = SILENT
+        sentence = f"{falls}, which tells nothing: {silent}."
+    elif not unusual:
         outcome = "nothing re-exposed"
         sentence = f"{falls}, as in networks without a backdoor (p = {p:.2g})."
     else:

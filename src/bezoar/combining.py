@@ -54,7 +54,7 @@ class Combined:
     Attributes:
         p_values: one for each class.
         corrections: for each witness, what its own p-values are multiplied by before a level is
-            put on them: 1 where each stands for itself.
+            put on them: 1 where each stands for itself and no network contradicts it.
         contradicted: the witnesses, by name, whose own p-values networks without a backdoor
             contradict.
         factor: c; None where the witnesses were not measured together.
@@ -77,9 +77,10 @@ class Combined:
         factor = self.corrections[witness]
         if factor == 1:
             return ""
-        if factor == self.witnesses:
+        shared = self.factor is None and self.witnesses > 1
+        if shared and factor == self.witnesses:
             return f", times {self.witnesses} for as many methods"
-        several = f"{self.witnesses} methods and " if self.witnesses > 1 else ""
+        several = f"{self.witnesses} methods and " if shared else ""
         return f", times {factor:.3g} for {several}what networks without a backdoor show"
 
     def in_words(self) -> str:
@@ -116,8 +117,9 @@ def combine(evidence: Sequence[Evidence]) -> Combined:
         return _sharing(evidence)
     factor = tail_factor(smallest)
     joint = [min(1.0, factor * h) for h in harmonic_means(rows)]
-    ones = (1.0,) * len(rows)
-    return Combined(tuple(joint), ones, factor=factor, networks=len(smallest))
+    # The factor bears with a witness that is contradicted; what it says by itself does not.
+    alone = tuple(map(_factor_alone, evidence))
+    return Combined(tuple(joint), alone, factor=factor, networks=len(smallest))
 
 
 def _sharing(evidence: Sequence[Evidence]) -> Combined:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from bezoar.combining import MANY
+from bezoar.metrics import rate
+
 SOURCE = "data/power.json"  # written by benchmarks/false_alarms.py
 TOGETHER = "data/scan_power.json"  # written by benchmarks/scan_power.py
 
@@ -32,33 +35,53 @@ def power_sentence() -> str:
     )
 
 
-def combined_power_sentence(names: Sequence[str]) -> str | None:
+def combined_power_sentence(names: Sequence[str], *, many: bool) -> str | None:
     """What was measured of several witnesses together; None where these were not.
 
-    >>> combined_power_sentence(["mm-bd", "weights"]).startswith("Measured: of ")
+    Args:
+        names: of the witnesses.
+        many: of networks with more than 100 classes, or of the others.
+
+    >>> combined_power_sentence(["mm-bd", "weights"], many=False).startswith("Measured: of ")
     True
     """
-    found = next((row for row in _together() if set(row["witnesses"]) == set(names)), None)
+    key = "witnesses, many classes" if many else "witnesses"
+    found = next((row for row in _together() if set(row[key]) == set(names)), None)
     if found is None:
         return None
-    alarms = {key: row["at 0.05"] for key, row in found["false alarms"].items()}
-    counts = [
-        f"{_share(row)} of {row['count']} with {key} classes"
-        for key, row in alarms.items()
-        if key != "all"
-    ]
+    alarms = {
+        classes: row["at 0.05"]
+        for classes, row in found["false alarms"].items()
+        if classes != "all" and (int(classes) > MANY) == many
+    }
+    flagged = sum(round(row["value"] * row["count"]) for row in alarms.values())
+    of_all = rate(flagged, sum(row["count"] for row in alarms.values()))
+    counts = [f"{_share(row)} of {row['count']} with {k} classes" for k, row in alarms.items()]
     told = (
-        f"Measured: of {alarms['all']['count']} backdoor-free networks, each judged by the others, "
-        f"{_share(alarms['all'])} were flagged as suspicious ({'; '.join(counts)})."
+        f"Measured: of {of_all.count} backdoor-free networks, each judged by the others, "
+        f"{_share(of_all.as_record())} were flagged as suspicious ({'; '.join(counts)})."
     )
-    power = found.get("held-out")
-    if power:
-        told += (
-            f" Of {power['flagged']['count']} backdoored networks of {power['attacks']} attacks "
-            f"that had no part in choosing the test, {_share(power['flagged'])} were flagged, "
-            f"{_share(power['right'])} with the right class first{_drawn(power['seeds'])}."
-        )
+    if many:
+        told += " Power was not measured of networks with so many classes."
+    elif "held-out" in found:
+        told += _found_of(found["held-out"])
     return f"{told} Other kinds of networks and attacks can differ much."
+
+
+def _found_of(power: dict[str, Any]) -> str:
+    """How many backdoored networks that nobody tuned on were found."""
+    told = (
+        f" Of {power['flagged']['count']} backdoored networks that had no part in choosing the "
+        f"test, {_share(power['flagged'])} were flagged, {_share(power['right'])} with the right "
+        f"class first{_drawn(power['seeds'])}."
+    )
+    new = power.get("new attacks")
+    if new is None:
+        return told
+    return (
+        f"{told} Of the {new['flagged']['count']} of them whose {new['attacks']} attacks had no "
+        f"part in it either, {_share(new['flagged'])}."
+    )
 
 
 @functools.cache

@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bezoar.combining import as_measured, corrected_p_values
-from bezoar.methods import Evidence
+from bezoar.combining import MANY, as_measured, corrected_p_values
+from bezoar.methods import RNP, Evidence
 from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.recovered import Recovered
 from bezoar.power import combined_power_sentence, power_sentence
 from bezoar.proving import Proof
-from bezoar.statistics import FEWEST_CLASSES, critical_value, mad_outliers, small_outliers
+from bezoar.statistics import FEWEST_CLASSES, critical_value, mad_outliers
 from bezoar.verdict import Judgement, Levels, Verdict
 from bezoar.wording import NO_PROOF, Words, within_a_sentence
 
@@ -103,6 +103,11 @@ def _sentence(
     judgement: Judgement, evidence: Sequence[Evidence], classes: Sequence[str], images: int
 ) -> str:
     if judgement.verdict is Verdict.NOTHING_FOUND:
+        if len(silent_witnesses(evidence)) == len(evidence):
+            return (
+                f"Nothing can be told of these {len(classes)} classes {_with(images)}: no method "
+                f"that looked could compare them, so nothing is ruled out. {NO_PROOF}."
+            )
         phrases = {e.told.unusual for e in evidence}
         unusual = phrases.pop() if len(phrases) == 1 else Words().unusual
         return (
@@ -129,6 +134,14 @@ def _sentence(
         for words, chosen in _grouped(unproven, told)
     ]
     return " ".join(sentences)
+
+
+def silent_witnesses(evidence: Sequence[Evidence]) -> list[str]:
+    """Names of those that can single out no class, whatever the network: there are too few."""
+    compare = [e.method for e in evidence if all(map(math.isnan, e.scores))]
+    # Of two classes one draws all the images that the other loses.
+    fallback = [e.method for e in evidence if e.method == RNP.name and len(e.scores) == 2]
+    return [*compare, *(name for name in fallback if name not in compare)]
 
 
 def _partial(judgement: Judgement, k: int) -> Proof | None:
@@ -181,7 +194,8 @@ def _power(evidence: Sequence[Evidence]) -> str:
     measured = all(map(as_measured, evidence))
     if measured and names == [MEASURED]:
         return power_sentence()
-    together = combined_power_sentence(names) if measured else None
+    many = len(evidence[0].p_values) > MANY
+    together = combined_power_sentence(names, many=many) if measured else None
     if together is not None:
         return together
     if MEASURED not in names or len(names) == 1:
@@ -228,9 +242,8 @@ def _statistic_record(evidence: Evidence, levels: Levels, factor: float) -> dict
 def _limits(evidence: Evidence, levels: Levels, factor: float) -> dict[str, float]:
     """The values that the smallest class would have to fall below for the two verdicts.
 
-    They follow from the test that made the p-values. Which one that was is found by repeating it,
-    so that no limit is ever shown that does not belong to the p-values beside it. A witness with
-    another null names its limits, or has none.
+    They follow from the test that made the p-values; a witness with a null of its own names its
+    limits, or has none.
     """
     shares = {
         "critical_suspicious": levels.suspicious / factor,
@@ -242,9 +255,9 @@ def _limits(evidence: Evidence, levels: Levels, factor: float) -> dict[str, floa
     if sum(map(math.isfinite, logs)) < FEWEST_CLASSES:
         return {}
     smallest = min(range(len(logs)), key=lambda k: logs[k])
-    if small_outliers(logs).p_values == evidence.p_values:
+    if evidence.test == "grubbs":
         return {key: math.exp(critical_value(logs, smallest, p)) for key, p in shares.items()}
-    if mad_outliers(logs).p_values == evidence.p_values:
+    if evidence.test == "mad":
         return {key: math.exp(_mad_limit(logs, smallest, p)) for key, p in shares.items()}
     return {}
 

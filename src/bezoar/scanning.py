@@ -7,7 +7,6 @@ tries what they recovered on held-out images, ``verdict`` judges, ``scan_record`
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Sequence
@@ -24,10 +23,10 @@ from bezoar.classifier import Classifier
 from bezoar.combining import MANY
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import RNP, Evidence, Method, methods
+from bezoar.methods import Evidence, Method, methods
 from bezoar.proving import Prover
 from bezoar.reference_classes import looked_at_some, narrowed
-from bezoar.scan_record import scan_record
+from bezoar.scan_record import scan_record, silent_witnesses
 from bezoar.statistics import FEWEST_CLASSES
 from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels, Verdict, judge
@@ -41,6 +40,7 @@ FEW_CLASSES = ("mm-bd",)  # whose test does not hold for more than 100 classes, 
 Witnesses = Sequence[str | Method]
 AUTO = "auto"  # the same, by name
 
+TOO_MANY = "The witness {name} did not look: its test does not hold for more than {most} classes."
 NO_IMAGES = (
     "No clean images were given: only the weights, and inputs that the scan makes up, were looked "
     "at, so nothing could be recovered and tried, and the verdict is never more than suspicious."
@@ -111,8 +111,9 @@ def scan(
     else:
         notices = check_input(classifier, clean)
     if is_auto(witnesses):
-        less = {*without, *(FEW_CLASSES if classifier.num_classes > MANY else ())}
-        looking = tuple(w for w in looking if w.name not in less)
+        unfit = {w.name for w in looking if classifier.num_classes > MANY} & {*FEW_CLASSES}
+        looking = tuple(w for w in looking if w.name not in {*without, *unfit})
+        notices += [TOO_MANY.format(name=name, most=MANY) for name in sorted(unfit)]
     needed: Sequence[Method] = () if is_auto(witnesses) else looking
     if in_place is not None:
         looking, needed = _with_in_place(looking, in_place), [*needed, in_place]
@@ -180,13 +181,8 @@ def _with_in_place(witnesses: Sequence[Method], other: Method) -> tuple[Method, 
 
 def _silent(evidence: Sequence[Evidence], classes: int) -> list[str]:
     """Which witnesses can single out no class of so few, whatever the network."""
-    if classes >= FEWEST_CLASSES:
-        return []
-    compare = [e.method for e in evidence if all(map(math.isnan, e.scores))]
-    # Of two classes one draws all the images that the other loses.
-    fallback = [e.method for e in evidence if e.method == RNP.name and classes == 2]
-    silent = [*compare, *(name for name in fallback if name not in compare)]
-    if not silent:
+    silent = silent_witnesses(evidence)
+    if classes >= FEWEST_CLASSES or not silent:
         return []
     return [
         f"With {classes} classes {', '.join(silent)} can say nothing: one class has to be compared "

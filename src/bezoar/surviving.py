@@ -37,9 +37,8 @@ from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
 from bezoar.methods.recovered import Trigger, triggers_in
-from bezoar.methods.rnp_exposure import has_batch_norm, least_p_value
+from bezoar.methods.rnp_exposure import why_silent
 from bezoar.methods.smooth_pattern import SMOOTH, SmoothInversion, unusual_smooth
-from bezoar.statistics import FEWEST_CLASSES
 
 DEAD = 0.1  # a trigger that carries at most this share is dead
 ANEW = 101  # added to the seed of the triggers that no repair is shown
@@ -256,13 +255,8 @@ class Survivors:
         return {k: p_values[k] for k in self.suspects}
 
     def _exposed(self, repaired: Classifier) -> dict[int, float]:
-        """The suspects' p-values in a re-exposure; empty where it cannot be made or tell anything.
-
-        Of two classes one draws all the images that the other loses (three are left out with them),
-        and of networks without batch norms too few were measured for a small p-value.
-        """
-        least = least_p_value(has_batch_norm(repaired.network))
-        if least > USUAL or repaired.num_classes < FEWEST_CLASSES:
+        """The suspects' p-values in a re-exposure; empty where it cannot be made or tell anything."""
+        if why_silent(repaired.network, repaired.num_classes, USUAL):
             return {}
         try:
             found = RNP(inversion=None).inspect(repaired, self.known, seed=self.seed)

@@ -171,6 +171,7 @@ PATCH_OF_SOME = replace(
     PATCH,
     absent="not looked at, or none",
     absence="it was not looked at, or no patch was found that carries enough images into it",
+    judged="corrected for having picked the smallest of those that were compared",
 )
 
 # The class that a network falls back to once it has unlearned the clean images (RNP).

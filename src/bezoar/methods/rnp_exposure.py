@@ -12,8 +12,9 @@ classes; a lost image can go to K - 1 of them:
     excess_k = ((K - 1) pull_k - 1) / (K - 2)       1: k draws all lost images, 0: as many as others
 
 Its null is measured: the largest excess over the classes of networks without a backdoor
-(``benchmarks/rnp_null.py`` wrote ``data/rnp_null.json``). The follow-up code of the paper's first
-author tests the variance of the histogram against 0.01 instead, which 100 classes can never reach.
+(``benchmarks/rnp_detection.py`` wrote ``data/rnp_null.json``). The follow-up code of the paper's
+first author tests the variance of the histogram against 0.01 instead, which 100 classes can never
+reach.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from bezoar.images import ImageSet
 from bezoar.methods.rnp_unlearning import EARLY, Unlearned, Unlearning, unlearn
 from bezoar.training import Progress, no_progress
 
-NULL = "data/rnp_null.json"  # written by benchmarks/rnp_null.py
+NULL = "data/rnp_null.json"  # written by benchmarks/rnp_detection.py
 
 
 @dataclass
@@ -149,6 +150,15 @@ def null_excesses(batch_norm: bool) -> tuple[float, ...]:
 def least_p_value(batch_norm: bool) -> float:
     """The smallest p-value that there can be: that of a network beyond all measured ones."""
     return 1 / (1 + len(null_excesses(batch_norm)))
+
+
+def why_silent(network: nn.Module, classes: int, level: float) -> str:
+    """Why no class can have a p-value of ``level`` or less, whatever it draws; empty if one can."""
+    if classes < 3:
+        return "of two classes one draws all the images that the other loses"
+    if least_p_value(has_batch_norm(network)) > level:
+        return "too few networks without batch norms were measured"
+    return ""
 
 
 def has_batch_norm(network: nn.Module) -> bool:
