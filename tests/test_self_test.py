@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bezoar import cli, report
+from bezoar import cli, planting, report
 from bezoar import self_test as self_test_module
 from bezoar.attacks import BadNets
 from bezoar.classifier import Classifier
@@ -49,23 +49,25 @@ def test_what_could_not_be_planted_is_told_and_nothing_is_claimed(digits):
 
 
 def test_no_image_that_measures_trains_the_planting_or_goes_to_the_cleaning(digits, monkeypatch):
-    given = []
+    given = {}
 
-    def spying(name):
-        real = getattr(self_test_module, name)
+    def spying(module, name):
+        real = getattr(module, name)
 
         def spy(*args, **kwargs):
-            given.append({image.numpy().tobytes() for image in args[1].images})
+            seen = {image.numpy().tobytes() for image in args[1].images}
+            given[name] = given.get(name, set()) | seen
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(self_test_module, name, spy)
+        monkeypatch.setattr(module, name, spy)
 
-    spying("plant")
-    spying("clean_model")
+    spying(planting, "fit")
+    spying(self_test_module, "clean_model")
     found = self_test(digits.twin, digits.clean, seed=3)
     _, measuring = parts(digits.clean, seed=3)
-    assert len(given) == 2
-    assert not {image.numpy().tobytes() for image in measuring.images} & (given[0] | given[1])
+    measured = {image.numpy().tobytes() for image in measuring.images}
+    assert given.keys() == {"fit", "clean_model"}
+    assert not measured & (given["fit"] | given["clean_model"])
     assert found["planted_on"] + found["measured_on"] == len(digits.clean)
     assert found["copy"]["acc"]["count"] == found["measured_on"] == len(measuring)
 
