@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -95,6 +95,6 @@ def _drawn(seeds: int) -> str:
     return f", on average over {seeds} draws of clean images" if seeds > 1 else ""
 
 
-def _share(rate: dict[str, Any]) -> str:
+def _share(rate: Mapping[str, Any]) -> str:
     low, high = (f"{100 * rate[end]:.0f}" for end in ("low", "high"))
     return f"{100 * rate['value']:.0f} % (95 %: {low} to {high})"

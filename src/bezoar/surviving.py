@@ -255,7 +255,7 @@ class Survivors:
         return {k: p_values[k] for k in self.suspects}
 
     def _exposed(self, repaired: Classifier) -> dict[int, float]:
-        """The suspects' p-values in a re-exposure; empty where it cannot be made or tell anything."""
+        """The suspects' p-values in a re-exposure; empty where it can be of no use."""
         if why_silent(repaired.network, repaired.num_classes, USUAL):
             return {}
         try:

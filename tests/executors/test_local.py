@@ -265,8 +265,8 @@ def test_bad_tasks_and_settings_are_refused_before_anything_runs():
         ({"workers": 1, "timeout_s": 0}, "timeout_s is 0; expected more than 0"),
         ({"workers": 1, "timeout_s": float("nan")}, "timeout_s is nan"),
         ({"workers": 1, "memory_limit": -1}, "memory_limit is -1"),
-        ({"workers": 1, "gpus_per_task": -1}, "gpus_per_task is -1"),
-        ({"workers": 1, "gpus_per_task": 1.5}, "gpus_per_task is 1.5"),
+        ({"workers": 1, "gpus_per_task": -1}, "the share of a GPU is -1"),
+        ({"workers": 1, "gpus_per_task": 1.5}, "the share of a GPU is 1.5"),
     ):
         with pytest.raises(InputError, match=message):
             LocalExecutor(**settings)

@@ -46,7 +46,7 @@ class BenchGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         rates: poison rates.
         models: shell patterns of names.
         test_images: labelled test images that measure every model, to within the rounding that
-            equal shares of each class need; the clean images are drawn from the rest of the test
+            the share of each class needs; the clean images are drawn from the rest of the test
             split.
         control_epochs: of the fine-tuning that every method is compared with; at least one.
         oracle: names of methods that sweep a threshold, for which the best that the sweep could

@@ -1,8 +1,8 @@
 """The images of a benchmark: opened once, divided once, and handed to every run as one file.
 
 The test split of a data set is cut in two: ``test_images`` of it measure every model, and nothing
-else is done with them; the clean images of the defender are drawn from the rest, in equal shares of
-each class, by the seed of the run. Pools are trained on the training split, so no network has seen
+else is done with them; the clean images of the defender are drawn from the rest, each class with
+its share, by the seed of the run. Pools are trained on the training split, so no network has seen
 either part.
 """
 

@@ -40,7 +40,10 @@ def check_share(share: float) -> None:
         InputError: it is negative, or more than one and not whole.
     """
     if not share >= 0 or (share > 1 and share != int(share)):
-        raise InputError(f"gpus_per_task is {share}; expected a share up to 1, or a whole number")
+        raise InputError(
+            f"the share of a GPU is {share:g} (--gpus, or gpus_per_task); expected a share up to "
+            "1, or a whole number"
+        )
 
 
 def capacity(gpus: Sequence[str], share: float) -> int:

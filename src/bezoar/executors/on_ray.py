@@ -360,5 +360,5 @@ def _import_ray(*, alone: bool) -> Any:
     except ImportError as error:
         raise InputError(
             f"this executor needs Ray, which cannot be imported ({error}); run "
-            "pip install 'bezoar[ray]', or use a local executor"
+            "pip install -c constraints.txt -e '.[ray]', or use a local executor"
         ) from error
