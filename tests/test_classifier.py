@@ -239,6 +239,12 @@ def test_a_network_without_a_linear_head_is_named(network, message):
         make(network()).trace(SHAPE)
 
 
+def test_one_logit_is_named_and_not_taken_for_a_missing_head():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+    with pytest.raises(InputError, match="answers with one logit; expected one for each class"):
+        make(network).trace((3, 2, 2))
+
+
 def test_a_wrong_image_size_is_one_sentence():
     classifier = make(NETWORKS["flattened without pooling"]())
     with pytest.raises(InputError, match="cannot take images of 3x20x20"):

@@ -84,6 +84,33 @@ def test_a_wrong_command_line_names_the_option_and_exits_with_2(arguments, said,
     assert said in err and out == "" and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "says"),
+    [
+        ("demo", "--no-open", "do not show the report"),
+        ("generator train", "--no-flip", "do not mirror images"),
+    ],
+)
+def test_the_help_of_a_switch_says_what_giving_it_does(command, option, says, capsys):
+    with pytest.raises(SystemExit):
+        cli.run([*command.split(), "--help"])
+    _, _, told = capsys.readouterr().out.partition(option)
+    assert told.lstrip().startswith(says) and "True" not in told.partition("--")[0]
+
+
+def test_the_help_of_evaluate_names_the_file_that_attack_writes(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(["evaluate", "--help"])
+    assert "trigger.safetensors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [["8"], ["8", "8"]])
+def test_an_input_size_is_one_number_or_two(size, record_of, model_files):
+    given = (model_files / "planted.pt", *FACTS, "--input-size", *size, *images(model_files))
+    code, record = record_of("evaluate", *given, "--trigger", "bad-nets:target=4,size=2")
+    assert code == 0 and record["scores"]["asr"]["value"] > 0.9
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal")
 @pytest.mark.parametrize("wish", ["", "1"])
 def test_the_help_on_a_terminal_has_colours_unless_nobody_wants_them(wish):
@@ -158,6 +185,35 @@ def test_inspect_of_a_description_says_whether_it_fits(record_of, run, model_fil
     wrong.write_text(text.replace("twin.safe", f"{model_files}/twin.safe"))
     code, out, err = run("inspect", wrong)
     assert (code, out) == (2, "") and "conv1.weight" in err
+
+
+def test_inspect_with_an_architecture_asks_for_no_mean_and_no_std(run, record_of, model_files):
+    weights = model_files / "planted.pt"
+    code, record = record_of("inspect", weights, "--architecture", "bezoar:small-cnn")
+    assert code == 0 and record["architecture"] == "bezoar:small-cnn"
+    code, out, err = run("inspect", weights, "--architecture", "bezoar:resnet-8")
+    assert (code, out) == (2, "") and "conv1.weight" in err
+    code, out, err = run("inspect", weights, *FACTS[:2], "--std", "0")
+    assert (code, out) == (2, "") and "std above 0" in err, "what is given has to be right"
+
+
+@pytest.mark.parametrize("architecture", [(), FACTS[:2]])
+def test_inspect_lists_values_that_are_no_numbers(
+    architecture, run, record_of, model_files, tmp_path
+):
+    path = tmp_path / "broken.safetensors"
+    state = dict(read_weights(model_files / "planted.safetensors").tensors)
+    state["fc.bias"] = torch.full_like(state["fc.bias"], float("nan"))
+    safetensors.torch.save_file(state, path)
+    code, out, err = run("inspect", path, *architecture)
+    assert (code, err) == (0, "")
+    assert "\nnonfinite: fc.bias\n" in out
+    assert f"\nwarning: NaN or infinite values in 1 of {len(state)} tensors; " in out
+    code, record = record_of("inspect", path, *architecture)
+    assert code == 0 and record["nonfinite"] == ["fc.bias"]
+    assert record.get("architecture") == (architecture[1] if architecture else None)
+    code, record = record_of("inspect", model_files / "planted.safetensors", *architecture)
+    assert "warning" not in record
 
 
 # -- scan ------------------------------------------------------------------------------------------

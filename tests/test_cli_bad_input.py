@@ -79,6 +79,9 @@ def bad(model_files, digits, tmp_path_factory):
     broken = dict(state) | {"fc.weight": torch.full_like(state["fc.weight"], float("nan"))}
     safetensors.torch.save_file(broken, folder / "nan.safetensors")
     describe("nan", weights="nan.safetensors")
+    huge = {name: t * 1e30 if name.endswith("weight") else t for name, t in state.items()}
+    safetensors.torch.save_file(huge, folder / "huge.safetensors")
+    describe("huge", weights="huge.safetensors")
     describe("sixteen", good.replace("[8, 8]", "[16, 16]"))
     describe("colour", good.replace("[0.3]", "[0.3, 0.3, 0.3]"))
     describe("misspelt", good.replace("small-cnn", "smal-cnn"))
@@ -124,6 +127,18 @@ MODELS = {
     "a malicious pickle, inspected": ("inspect {bad}/evil.pt", "posix.system"),
     "a malicious pickle, cleaned": (f"clean {{bad}}/evil.pt {FACTS} {CLEAN} {OUT}", "refused"),
     "weights that are not numbers": (f"scan {{bad}}/nan.toml {CLEAN}", "NaN or infinite values in"),
+    "logits that are no numbers, without images": (
+        "scan {bad}/huge.toml",
+        "bezoar: the network's logits are not finite numbers",
+    ),
+    "no input size, without images": (
+        f"scan {{files}}/planted.pt {FACTS}",
+        "give the input size (--input-size HEIGHT WIDTH; in Python input_size=(height, width)",
+    ),
+    "no input size to synthesize": (
+        f"synthesize {{files}}/planted.pt {FACTS} --out {{empty}}/out.npz",
+        "give the input size (--input-size HEIGHT WIDTH; in Python input_size=(height, width)",
+    ),
     "a network without a linear head": (
         f"scan {{bad}}/no-head.toml {CLEAN}",
         "has no final linear layer",
@@ -175,6 +190,10 @@ IMAGES = {
         "none is left to judge the repair",
     ),
     "images of another size": (f"{SCAN} --images {{bad}}/large.npz", "16 pixels wide and 16 high"),
+    "to be resized to no size": (
+        f"scan {{files}}/planted.pt {FACTS} --images {{bad}}/large.npz --resize stretch",
+        "give that, too (--input-size HEIGHT WIDTH; in Python size=(height, width))",
+    ),
     "a network of another size": (f"scan {{bad}}/sixteen.toml {CLEAN}", "expected 16 wide and 16"),
     "other channels": (f"scan {{bad}}/colour.toml {CLEAN}", "gives 3 values as mean"),
     "classes in another order": (
@@ -378,7 +397,9 @@ def test_a_full_disk_is_one_sentence(model_files, tmp_path, monkeypatch, capsys)
     assert cli.run([*cleaning(model_files, out), "--quiet"]) == 2
     err = capsys.readouterr().err
     assert "No space left on device" in err and err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    (page,) = tmp_path.iterdir()
+    assert page.name == "out.report.html" and "Not written" in page.read_text()
+    assert f"The repaired network could not be written: {out}" in page.read_text()
 
 
 INTERRUPTED = """

@@ -108,6 +108,9 @@ def test_the_other_commands_take_a_purified_file(washed, model_files, capsys):
     assert cli.run(["inspect", str(washed)]) == 0
     out = capsys.readouterr().out
     assert "purifiers: kind: residual, parameters: " in out and "head: fc.weight\n" in out
+    assert cli.run(["inspect", str(washed), *FACTS[:2]]) == 0, "no mean is asked for"
+    assert cli.run(["inspect", str(washed), *FACTS[:2], "--mean", "0.4"]) == 2, "but compared"
+    assert "the purifier in" in capsys.readouterr().err
 
 
 def test_a_method_that_changes_weights_keeps_the_purifier(clean, washed, tmp_path):

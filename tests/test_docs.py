@@ -12,6 +12,7 @@ import torch
 import bezoar
 from bezoar import cli, networks
 from bezoar.attacks import Attack, attacks, parse_attack
+from bezoar.commands import parsing
 from bezoar.demo import MEAN, STD
 from bezoar.intake import ModelDescription
 from bezoar.methods import methods
@@ -56,21 +57,21 @@ def written_by_hand(name):
 
 
 COMMANDS = {
-    "demo": cli.Demo,
-    "inspect": cli.Inspect,
-    "scan": cli.Scan,
-    "sift": cli.Sift,
-    "synthesize": cli.Synthesize,
-    "clean": cli.Clean,
-    "evaluate": cli.Evaluate,
-    "attack": cli.Attack,
-    "attack pool": cli.AttackPool,
-    "bench run": cli.BenchRun,
-    "bench table": cli.BenchTable,
-    "generator train": cli.GeneratorTrain,
-    "generator show": cli.GeneratorShow,
-    "methods": cli.Methods,
-    "attacks": cli.Attacks,
+    "demo": parsing.Demo,
+    "inspect": parsing.Inspect,
+    "scan": parsing.Scan,
+    "sift": parsing.Sift,
+    "synthesize": parsing.Synthesize,
+    "clean": parsing.Clean,
+    "evaluate": parsing.Evaluate,
+    "attack": parsing.Attack,
+    "attack pool": parsing.AttackPool,
+    "bench run": parsing.BenchRun,
+    "bench table": parsing.BenchTable,
+    "generator train": parsing.GeneratorTrain,
+    "generator show": parsing.GeneratorShow,
+    "methods": parsing.Methods,
+    "attacks": parsing.Attacks,
 }
 POSITIONAL = {"model", ("attack", "attack"), ("attack pool", "spec"), ("methods", "name")}
 POSITIONAL |= {("bench run", "grid"), ("bench table", "grid")}
@@ -86,6 +87,13 @@ def test_every_option_of_every_command_is_documented():
             prefix = "--no-" if field.default is True else "--"
             option = prefix + field.name.replace("_", "-")
             assert positional or option in page, f"{name}: {option}"
+
+
+def test_every_command_that_can_end_with_1_stands_in_the_table_of_exit_codes():
+    (row,) = re.findall(r"^\| 1 \|.*$", text("docs/commands.md"), re.MULTILINE)
+    ending = [name for name, command in COMMANDS.items() if " 1: " in command.__doc__]
+    assert {"scan", "bench run", "bench table"} <= set(ending)
+    assert [name for name in ending if f"`{name}`" not in row] == []
 
 
 def test_no_page_names_an_option_that_does_not_exist():
@@ -139,6 +147,15 @@ def test_no_word_is_explained_twice():
     assert len(own) == len(set(own))
     of_reports = {word.lower() for words in glossary.ALL_WORDS.values() for word in words}
     assert not set(own) & of_reports
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["audit", "balance", "evidence", "manifest", "precaution", "re-exposed", "self-test", "sign"],
+)
+def test_the_glossary_explains_words_that_commands_and_reports_use(word):
+    heads = re.findall(r"^- \*\*(.+?)\*\*:", text("docs/glossary.md"), re.MULTILINE)
+    assert any(word in head.lower() for head in heads)
 
 
 def test_the_glossary_knows_every_word_that_a_report_explains():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from bezoar import cli, pipeline, scanning
+from bezoar import cli, fleet, pipeline, scanning
 from bezoar.commands.scan import Scan, exit_code
 from bezoar.errors import InputError
 from bezoar.executors import HereExecutor, LocalExecutor, RayExecutor
@@ -146,6 +146,23 @@ def test_rows_are_read_with_their_facts(files, manifest, monkeypatch):
             "model,images\nnone.pt,clean.npz\nplanted.toml,clean.npz\nnot.pt,clean.npz\n",
             "(1 more lines cannot be used)",
         ),
+        (
+            "model,images\nplanted.toml,clean.npz\nplanted.toml,clean.npz\nnone.pt,clean.npz\n",
+            "line 3: this is the same as line 2; leave one out (1 more lines cannot be used)",
+        ),
+        (
+            "model,images\nnone.pt,clean.npz\nplanted.toml,clean.npz,x\n",
+            "line 2: there is no file {files}/none.pt; give a model.toml or a file with weights (1",
+        ),
+        (
+            'model,images\nnone.pt,clean.npz\n"planted.toml,clean.npz\n',
+            "line 2: there is no file {files}/none.pt; give a model.toml or a file with weights (1",
+        ),
+        (
+            "model;images\nplanted.toml;clean.npz\n",
+            "line 1: 'model;images' is one cell; separate cells by commas",
+        ),
+        ("model\timages\n", r"line 1: 'model\timages' is one cell; separate cells by commas"),
         ("model,images\nbroken.toml,clean.npz\n", "is no valid TOML"),
         ("model,images\nlost.toml,clean.npz\n", "line 2: there is no file {files}/lost.pt"),
     ],
@@ -175,7 +192,7 @@ def test_a_manifest_that_is_no_text_or_not_there(files):
 # -- names of records ------------------------------------------------------------------------------
 
 
-def test_a_record_is_named_after_all_that_it_is_made_from(files, manifest):
+def test_a_record_is_named_after_all_that_it_is_made_from(files, manifest, monkeypatch):
     facts = {**FACTS, "architecture": "net.py:good"}
     path = manifest(row("twin.safetensors", **facts))
 
@@ -202,7 +219,13 @@ def test_a_record_is_named_after_all_that_it_is_made_from(files, manifest):
     arrays = dict(np.load(files / "clean.npz"))
     np.savez(files / "clean.npz", images=255 - arrays["images"], labels=arrays["labels"])
     different.add(name())
-    assert len(different) == 10
+    monkeypatch.setattr(fleet, "_nulls", lambda: {"scan_null.json": "measured anew"})
+    different.add(name())
+    assert len(different) == 11
+
+
+def test_the_nulls_that_a_record_is_judged_by_are_those_of_the_package():
+    assert {"scan_null.json", "rnp_null.json", "bti_dbf_null.json"} <= fleet._nulls().keys()
 
 
 def test_the_same_file_in_two_folders_gives_two_records(files, manifest):
@@ -396,14 +419,15 @@ def test_the_command_shows_a_table_and_keeps_records(run, files, manifest, tmp_p
     where, out = tmp_path / "summary.json", tmp_path / "out"
     arguments = ("scan", "--manifest", path, "--images", files / "clean.npz", "--out", out, *HERE)
     code, shown, error = run(*arguments, "--json", where)
-    assert (code, error) == (1, "")
+    assert code == 1
     heading, planted, text, twin, *rest = shown.splitlines()  # the worst first
     assert heading.split() == ["model", "verdict", "suspects", "p", "seconds"]
     assert planted.split()[:4] == ["planted.toml", "backdoor", "found", "4"]
     assert twin.split()[:4] == ["twin.toml", "nothing", "found", "-"]
     assert text.split()[:3] == ["text.pt", "not", "usable"]
     said = " ".join(" ".join(rest).split())
-    assert "text.pt (line 4): " in said and "is a text file" in said
+    assert error.startswith("bezoar: text.pt (line 4): ") and "is a text file" in error
+    assert "text.pt" not in said
     assert "3 models: 1 backdoor found, 1 not usable, 1 nothing found." in said
     record = json.loads(where.read_text())
     assert record["kind"] == "scan of a manifest" and len(record["models"]) == 3
@@ -411,9 +435,9 @@ def test_the_command_shows_a_table_and_keeps_records(run, files, manifest, tmp_p
     assert len(list(out.iterdir())) == 2
     _, shown, _ = run(*arguments)
     assert "Scanned by an earlier call: 2." in shown
-    assert run(*arguments, "--quiet")[1] == ""
-    code, shown, _ = run(*arguments, "--json", "-")
-    assert code == 1 and json.loads(shown)["counts"]["not usable"] == 1
+    assert run(*arguments, "--quiet") == (1, "", error), "a reason is no summary"
+    code, shown, again = run(*arguments, "--json", "-")
+    assert code == 1 and json.loads(shown)["counts"]["not usable"] == 1 and again == error
 
 
 def test_a_record_that_cannot_be_written_costs_only_its_model(run, files, manifest, tmp_path):
@@ -422,8 +446,8 @@ def test_a_record_that_cannot_be_written_costs_only_its_model(run, files, manife
     (out / f"{planted}.json").mkdir(parents=True)  # stands in for a full disk
     arguments = ("scan", "--manifest", path, "--out", out, *HERE, "--methods", "tac")
     code, shown, error = run(*arguments, "--json", tmp_path / "summary.json")
-    assert (code, error) == (1, "")
-    assert f"(line 2): {out / planted}.json is a folder" in shown.replace("\n", "")
+    assert code == 1
+    assert error.startswith(f"bezoar: planted.toml (line 2): {out / planted}.json is a folder")
     assert "2 models: 1 backdoor found, 1 nothing found." in shown
     assert json.loads((out / f"{twin}.json").read_text())["verdict"] == "nothing found"
     lost, _ = json.loads((tmp_path / "summary.json").read_text())["models"]
@@ -432,6 +456,31 @@ def test_a_record_that_cannot_be_written_costs_only_its_model(run, files, manife
     (out / f"{planted}.json").rmdir()
     assert run(*arguments, "--fail-on", "never")[0] == 0, "it is tried again"
     assert run(*arguments)[0] == 1
+
+
+def test_what_a_scan_could_not_see_is_told_beside_nothing_found(run, files, manifest, tmp_path):
+    np.savez(files / "unlabelled.npz", images=np.load(files / "clean.npz")["images"])
+    note = "The images have no labels; the classes they show were not checked."
+    outputs = {name: tmp_path / name for name in ("json", "summary", "sarif")}
+    given = [part for name, path in outputs.items() for part in (f"--{name}", path)]
+    path = manifest(row("twin.toml"), row("twin.pt", "unlabelled.npz", **FACTS))
+    code, shown, _ = run("scan", "--manifest", path, *HERE, "--methods", "tac", *given)
+    assert code == 0 and f"\ntwin.pt (line 3): Note: {note}\n" in shown
+    assert "twin.toml (line 2): Note" not in shown
+    models = {m["model"]: m["notices"] for m in json.loads(outputs["json"].read_text())["models"]}
+    assert models == {"twin.toml": [], "twin.pt": [note]}
+    with outputs["summary"].open(newline="") as file:
+        assert {m["model"]: m["notes"] for m in csv.DictReader(file)} == {
+            "twin.toml": "",
+            "twin.pt": note,
+        }
+    results = json.loads(outputs["sarif"].read_text())["runs"][0]["results"]
+    told = {r["properties"]["model"]: r["message"]["text"] for r in results}
+    assert told["twin.pt"].endswith(f" Note: {note}") and "Note:" not in told["twin.toml"]
+    alone = ("scan", files / "twin.toml", "--images", files / "unlabelled.npz", "--methods", "tac")
+    code, shown, _ = run(*alone, "--sarif", "-")
+    (result,) = json.loads(shown)["runs"][0]["results"]
+    assert code == 0 and result["message"]["text"].endswith(f" Note: {note}")
 
 
 FOUND, MAYBE, NOTHING, BROKEN = "backdoor found", "suspicious", "nothing found", "not usable"

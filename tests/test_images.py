@@ -111,6 +111,51 @@ def test_split_by_no_fraction_is_refused(fraction):
         make([0, 1]).split(fraction, seed=0)
 
 
+def shares_alone(labels, count, seed):
+    """Which images a draw takes by shares alone, which may leave a class out."""
+    labels = torch.tensor(labels)
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.empty(len(labels))
+    for label in torch.unique(labels):
+        members = torch.nonzero(labels == label).flatten()
+        ranks = torch.randperm(len(members), generator=generator)
+        keys[members] = (ranks + 0.5) / len(members)
+    return keys.argsort(stable=True)[:count].sort().values
+
+
+@given(
+    labels=st.lists(st.sampled_from([0, 0, 0, 0, 0, 0, 1, 1, 2, 3]), min_size=2, max_size=60),
+    share=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 2**31),
+)
+def test_a_draw_is_by_shares_wherever_these_give_each_class_an_image(labels, share, seed):
+    images = ImageSet(numbered(len(labels)).images, torch.tensor(labels))
+    count = 1 + int(share * (len(labels) - 1))
+    drawn, by_shares = images.sample(count, seed=seed), shares_alone(labels, count, seed)
+    assert len(drawn) == count
+    present = set(labels)
+    whole = set(images.labels[by_shares].tolist()) == present
+    if whole or count < len(present):
+        assert torch.equal(drawn.images, images.images[by_shares])
+        assert torch.equal(drawn.labels, images.labels[by_shares])
+    else:
+        assert set(drawn.labels.tolist()) == present
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_limit_leaves_no_rare_class_out(seed):
+    images = make([k % 9 for k in range(1040)] + [9, 9])
+    assert 9 not in images.labels[shares_alone(images.labels.tolist(), 100, seed)], "the symptom"
+    counts = images.sample(100, seed=seed).class_counts(10).tolist()
+    assert counts[9] == 1 and set(counts[:9]) <= {10, 11, 12}
+
+
+def test_a_draw_without_labels_is_plain():
+    images = ImageSet(numbered(40).images)
+    drawn = images.sample(7, seed=3)
+    assert torch.equal(drawn.images, images.images[shares_alone([0] * 40, 7, 3)])
+
+
 def test_subset_keeps_order_labels_and_names():
     images = ImageSet.from_arrays(make([0, 1, 2]).images, [0, 1, 2], ["a", "b", "c"])
     part = images.subset([2, 0])

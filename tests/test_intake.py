@@ -319,6 +319,13 @@ def test_a_file_that_is_no_checkpoint_gives_one_sentence(tmp_path, content, mess
     assert "\n" not in str(caught.value)
 
 
+def test_an_onnx_file_is_named(tmp_path):
+    path = tmp_path / "model.ONNX"
+    path.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.8.0")
+    with pytest.raises(InputError, match="is an ONNX model, not a checkpoint; expected a file wri"):
+        read_weights(path)
+
+
 @pytest.mark.filterwarnings("ignore:.*quantize")
 def test_missing_files_folders_and_other_documents(tmp_path):
     with pytest.raises(InputError, match="there is no file"):

@@ -23,6 +23,7 @@ def found(weights="/m/models/a.pt", **more):
         "verdict": "backdoor found",
         "sentence": "A shift carries almost every image into class stop.",
         "reasons": ["Class stop: p = 0.001."],
+        "notices": [],
         "suspects": [3],
         "suspect_names": ["stop"],
         "suspect_p": [0.001],
@@ -73,6 +74,13 @@ def test_each_verdict_is_a_result_of_its_own_rule(verdict, rule, kind, level):
         {"executionSuccessful": True, "toolExecutionNotifications": []},
     ]
     assert run["tool"]["driver"]["version"] == bezoar.__version__
+
+
+def test_notes_are_in_the_message_of_a_pass():
+    blind = "With 3 classes nobody can say anything."
+    (result,) = run_of(found(**NOTHING, notices=[blind, "Two."]))["results"]
+    assert result["kind"] == "pass"
+    assert result["message"]["text"].endswith(f" Note: {blind} Note: Two.")
 
 
 def test_suspects_and_p_values_are_properties():

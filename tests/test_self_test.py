@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bezoar import cli, planting, report
+from bezoar import cli, pipeline, planting, report
 from bezoar import self_test as self_test_module
 from bezoar.attacks import BadNets
 from bezoar.classifier import Classifier
@@ -138,9 +138,21 @@ def test_classes_to_avoid_are_avoided(digits):
 def test_images_without_labels_and_too_few_images_are_refused(digits):
     with pytest.raises(InputError, match="self-test needs labelled images"):
         self_test(digits.twin, ImageSet(digits.clean.images))
-    one_each = [int(torch.nonzero(digits.clean.labels == k)[0]) for k in range(10)]
-    with pytest.raises(InputError, match="at least three images of each class"):
-        self_test(digits.twin, digits.clean.subset(one_each))
+    for given, fewest in (([1] * 10, 1), ([2] * 10, 2), ([9] * 9 + [2], 2)):
+        images = some_of_each(digits, given)
+        with pytest.raises(InputError, match=f", {fewest} of one class, .* at least three images"):
+            self_test(digits.twin, images)
+
+
+def test_three_images_of_each_class_are_enough_for_the_self_test(digits):
+    found = self_test(digits.twin, some_of_each(digits, [3] * 10), witnesses=("weights",))
+    assert (found["planted_on"], found["measured_on"]) == (20, 10)
+
+
+def some_of_each(digits, counts):
+    """The first images of each class, as many as ``counts`` says."""
+    places = (torch.nonzero(digits.clean.labels == k).flatten()[:n] for k, n in enumerate(counts))
+    return digits.clean.subset(torch.cat(list(places)))
 
 
 def test_the_loss_against_plain_terms(digits):
@@ -200,3 +212,31 @@ def test_the_command_prints_it_and_refuses_what_cannot_be_tested(model_files, tm
     assert "a self-test needs clean images" in capsys.readouterr().err
     assert cli.run(["scan", "--manifest", "models.csv", "--self-test"]) == 2
     assert "--self-test is about one model" in capsys.readouterr().err
+
+
+def test_a_self_test_that_fails_after_the_scan_does_not_cost_the_verdict(
+    model_files, tmp_path, monkeypatch, capsys
+):
+    def refuses(*_arguments, **_options):
+        raise InputError("these images cannot be cleaned with")
+
+    monkeypatch.setattr(self_test_module, "clean_model", refuses)
+    out = tmp_path / "scan.json"
+    given = ("scan", model_files / "planted.toml", "--images", model_files / "clean.npz",
+             "--self-test", "--methods", "tac", "--json", out)  # fmt: skip
+    assert cli.run([str(argument) for argument in given]) == 1
+    shown, error = capsys.readouterr()
+    note = "The self-test could not be made: these images cannot be cleaned with"
+    assert "BACKDOOR FOUND" in shown and f"Note: {note}" in shown and error == ""
+    record = json.loads(out.read_text())
+    assert note in record["notices"] and "self_test" not in record
+
+
+def test_too_few_images_for_the_self_test_are_refused_before_the_scan(
+    model_files, monkeypatch, capsys
+):
+    monkeypatch.setattr(pipeline, "scan", None)
+    given = ("scan", model_files / "twin.toml", "--images", model_files / "clean.npz",
+             "--self-test", "--limit", "25")  # fmt: skip
+    assert cli.run([str(argument) for argument in given]) == 2
+    assert "give at least three images of each class" in capsys.readouterr().err

@@ -167,15 +167,6 @@ def input_of(classifier: Classifier, images: ImageSet | None) -> tuple[int, int,
     """Channels, height and width: those of ``images``, else what is known of the network.
 
     Raises:
-        InputError: there are no images and nothing is known.
+        InputError: there are no images, and nothing is known or the network cannot take what is.
     """
-    if images is not None:
-        return images.shape
-    try:
-        return classifier.input_shape
-    except InputError as error:
-        raise InputError(
-            "without images, the model itself must say what it takes: give the input size "
-            "(--input-size HEIGHT WIDTH, or input_size), and mean and std for each channel "
-            f"({error})"
-        ) from error
+    return classifier.input_shape if images is None else images.shape

@@ -172,7 +172,8 @@ class Classifier:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise InputError(
                 f"the network cannot take images of {size} (channels x height x width): "
-                f"{reason[0]} Give images of the size it was trained on."
+                f"{reason[0]} Give images of the size it was trained on; where there are none, the "
+                "right input size, and mean and std for each channel."
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -183,6 +184,10 @@ class Classifier:
             raise InputError(
                 "the network's logits are not finite numbers on a plain image; its weights or the "
                 "normalisation are broken"
+            )
+        if logits.shape[1] < 2:
+            raise InputError(
+                "the network answers with one logit; expected one for each class, two or more"
             )
         name, averaged = self._find_head(recorder.calls, logits)
         if self._classes is not None and len(self._classes) != logits.shape[1]:
@@ -320,8 +325,10 @@ class Classifier:
             channels = max(len(self.mean), len(self.std))
             if self.input_size is None:
                 raise InputError(
-                    "the final linear layer is found by running one image, and the input size is "
-                    "not known yet; pass input_size=(height, width) or call trace((c, h, w))"
+                    "the input size is not known yet: without images, the model itself must say "
+                    "what it takes; give the input size (--input-size HEIGHT WIDTH; in Python "
+                    "input_size=(height, width), or trace((channels, height, width))), and mean "
+                    "and std for each channel"
                 )
             self.trace((channels, *self.input_size))
 

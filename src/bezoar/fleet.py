@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def _names(rows: Sequence[Row], options: ScanOptions) -> dict[str, Row]:
         {"name": method.name, **method.configuration()}
         for method in pipeline.find_witnesses(options.methods)
     ]
-    settings = [bezoar.__version__, witnesses, msgspec.to_builtins(options)]
+    settings = [bezoar.__version__, _nulls(), witnesses, msgspec.to_builtins(options)]
     named: dict[str, Row] = {}
     for row in rows:
         content = {name: key(path) for name, path in row.files.items()}
@@ -218,6 +219,13 @@ def _names(rows: Sequence[Row], options: ScanOptions) -> dict[str, Row]:
         digest = hashlib.sha256(made_from.encode()).hexdigest()
         named[_unused(f"{Path(row.path).stem}-{digest[:12]}", named)] = row
     return named
+
+
+def _nulls() -> dict[str, str]:
+    """What verdicts are measured by, which may change without the version: file → SHA-256."""
+    data = (resources.files("bezoar") / "data").iterdir()
+    nulls = {file.name: file.read_bytes() for file in data if file.name.endswith(".json")}
+    return {name: hashlib.sha256(nulls[name]).hexdigest() for name in sorted(nulls)}
 
 
 def _unused(name: str, named: Mapping[str, Row]) -> str:

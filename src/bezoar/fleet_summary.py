@@ -14,7 +14,7 @@ from bezoar.manifest import Row
 NOT_USABLE = "not usable"
 WORST_FIRST = ("backdoor found", "suspicious", NOT_USABLE, "nothing found")
 COLUMNS = (
-    *("model", "images", "verdict", "suspects", "p", "seconds", "reason"),
+    *("model", "images", "verdict", "suspects", "p", "seconds", "reason", "notes"),
     *("weights", "sha256", "record"),
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
@@ -30,6 +30,7 @@ def finding_entry(record: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": record["verdict"],
         "sentence": record["sentence"],
         "reasons": record["reasons"],
+        "notices": record["notices"],
         "suspects": suspects,
         "suspect_names": [classes[k] for k in suspects],
         "suspect_p": [record["p_values"][k] for k in suspects],
@@ -84,6 +85,7 @@ def summary_csv(models: Iterable[Mapping[str, Any]]) -> str:
             "verdict": verdict_of(entry),
             "suspects": ", ".join(entry.get("suspect_names", ())),
             "reason": entry.get("failed", {}).get("reason", entry.get("unwritten")),
+            "notes": " ".join(entry.get("notices", ())),
         }
         writer.writerow({key: _inert(value) for key, value in {**entry, **shown}.items()})
     return stream.getvalue()

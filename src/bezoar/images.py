@@ -295,17 +295,24 @@ class ImageSet:
         return digest.hexdigest()
 
     def sample(self, count: int, *, seed: int) -> ImageSet:
-        """Draws ``count`` images so that every class keeps its share, or all if there are fewer."""
+        """Draws ``count`` images, or all if there are fewer.
+
+        Each class keeps its share, and at least one image unless there are more classes than
+        ``count``.
+        """
         if count >= len(self):
             return self
         generator = torch.Generator().manual_seed(seed)
         labels = torch.zeros(len(self)) if self.labels is None else self.labels.cpu()
         keys = torch.empty(len(self))
-        for label in torch.unique(labels):
+        present = torch.unique(labels)
+        for label in present:
             members = torch.nonzero(labels == label).flatten()
             ranks = torch.randperm(len(members), generator=generator)
             # The i-th of m members at (i + 1/2) / m: cutting anywhere takes equal shares.
             keys[members] = (ranks + 0.5) / len(members)
+            if count >= len(present):
+                keys[members[ranks.argmin()]] = 0  # drawn before all shares, however small its own
         return self.subset(keys.argsort(stable=True)[:count].sort().values)
 
     def split(self, fraction: float, *, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,42 +76,43 @@ def read_manifest(
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise InputError(f"the manifest {path} cannot be read: {reason}") from error
     rows: list[Row] = []
-    refused: list[str] = []
-    for line, cells in _lines(path, text):
-        try:
-            rows.append(_row(line, cells, path.parent, images, facts or {}))
-        except InputError as error:
-            refused.append(f"{path}, line {line}: {error}")
-    refused += _repeated(path, rows)
+    refused: dict[int, str] = {}
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    try:
+        header = _header(path, next(reader, []))
+        for cells in reader:
+            try:
+                if filled := _filled(header, cells):
+                    rows.append(_row(reader.line_num, filled, path.parent, images, facts or {}))
+            except InputError as error:
+                refused[reader.line_num] = str(error)
+    except csv.Error as error:
+        refused[reader.line_num] = f"this is no CSV: {error}"
+    refused |= _repeated(rows)
     if refused:
-        more = f" ({len(refused) - 1} more lines cannot be used)" if refused[1:] else ""
-        raise InputError(refused[0] + more)
+        first = min(refused)
+        more = f" ({len(refused) - 1} more lines cannot be used)" if len(refused) > 1 else ""
+        raise InputError(f"{path}, line {first}: {refused[first]}{more}")
     if not rows:
         raise InputError(f"the manifest {path} names no model; give one in each line")
     return tuple(rows)
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row that is not empty: its line, and the cells that are not empty."""
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        _check_header(path, header)
-        for cells in reader:
-            if len(cells) > len(header):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: there are {len(cells)} cells and "
-                    f"{len(header)} columns; put a cell that holds a comma in double quotes"
-                )
-            filled = {n: c.strip() for n, c in zip(header, cells, strict=False) if c.strip()}
-            if filled:
-                yield reader.line_num, filled
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: this is no CSV: {error}") from error
+def _filled(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    """Column → cell, of those that are not empty."""
+    if len(cells) > len(header):
+        raise InputError(
+            f"there are {len(cells)} cells and {len(header)} columns; put a cell that holds a "
+            "comma in double quotes"
+        )
+    return {n: c.strip() for n, c in zip(header, cells, strict=False) if c.strip()}
 
 
-def _check_header(path: Path, header: Sequence[str]) -> None:
+def _header(path: Path, cells: Sequence[str]) -> list[str]:
+    header = [name.strip() for name in cells]
     for name in header:
+        if {";", "\t"} & set(name):
+            raise InputError(f"{path}, line 1: {name!r} is one cell; separate cells by commas")
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, n=1)
             hint = f"perhaps you meant {near[0]!r}" if near else f"known: {', '.join(COLUMNS)}"
@@ -124,6 +125,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise InputError(f"{path}, line 1: the column {twice[0]!r} is there twice; give it once")
+    return header
 
 
 def _row(
@@ -182,10 +184,10 @@ def _fact(name: str, text: str) -> Any:
     return tuple(words) if name == "classes" else text
 
 
-def _repeated(path: Path, rows: Sequence[Row]) -> list[str]:
-    """A sentence for each row that was there before."""
+def _repeated(rows: Sequence[Row]) -> dict[int, str]:
+    """Line → a sentence, for each row that was there before."""
     first: dict[str, int] = {}
-    repeated = []
+    repeated: dict[int, str] = {}
     for row in rows:
         places = [
             str(Path(file).resolve()) for file in (row.description.weights, row.images) if file
@@ -193,9 +195,7 @@ def _repeated(path: Path, rows: Sequence[Row]) -> list[str]:
         facts = msgspec.structs.replace(row.description, weights="")
         same = json.dumps([places, msgspec.to_builtins(facts)], sort_keys=True)
         if first.setdefault(same, row.line) != row.line:
-            repeated.append(
-                f"{path}, line {row.line}: this is the same as line {first[same]}; leave one out"
-            )
+            repeated[row.line] = f"this is the same as line {first[same]}; leave one out"
     return repeated
 
 

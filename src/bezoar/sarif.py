@@ -128,7 +128,8 @@ def _result(entry: Mapping[str, Any], where: dict[str, Any]) -> dict[str, Any]:
     verdict = entry["verdict"]
     rule = _identifier(verdict)
     level = _LEVELS[verdict]
-    sentences = (f"{verdict.capitalize()}.", entry["sentence"], *entry["reasons"])
+    notes = (f"Note: {notice}" for notice in entry["notices"])  # such as what could not be seen
+    sentences = (f"{verdict.capitalize()}.", entry["sentence"], *entry["reasons"], *notes)
     return {
         "ruleId": rule,
         "ruleIndex": list(_LEVELS).index(verdict),

@@ -1,4 +1,8 @@
-"""What the commands show on the screen: progress, the facts of a file, the verdict of a scan."""
+"""What the commands show on the screen: progress, the facts of a file, the verdict of a scan.
+
+All of it goes through ``say``, ``complain``, ``plain_console`` or ``progress_bar``, which make the
+text of strangers ``visible``.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,12 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from bezoar.visible import visible
 from bezoar.wording import lost_in_words, repair_in_words, signs_left
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from bezoar.training import Progress
 
@@ -20,12 +26,29 @@ MOST_STATISTICS = 2  # of witnesses, whose values are shown side by side
 NO_SCREEN = 10_000  # columns where nobody sees a width: a pipe gets whole lines and whole cells
 
 
+def say(text: str) -> None:
+    """One line on the standard output."""
+    print(visible(text))
+
+
+def complain(reason: str) -> None:
+    """What went wrong, on standard error; further lines of it stand back behind the first."""
+    first, *rest = map(visible, reason.split("\n"))
+    for line in (f"bezoar: {first}", *(f"  {one}" for one in rest)):
+        print(line, file=sys.stderr)
+
+
 def plain_console() -> Console:
     """The standard output for text and tables as they are; the caller's words are no markup."""
     from rich.console import Console
 
+    class PlainConsole(Console):
+        def render_str(self, text: str, **how: Any) -> Text:  # rich calls it for every text
+            return super().render_str(visible(text), **how)
+
     seen = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, markup=False, width=None if seen else NO_SCREEN)
+    width = None if seen else NO_SCREEN
+    return PlainConsole(highlight=False, markup=False, emoji=False, width=width)
 
 
 @contextlib.contextmanager
@@ -37,11 +60,13 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    what_it_does = TextColumn("{task.description}", markup=False)  # which may name a file
+    columns = (what_it_does, BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def show(what: str, share: float) -> None:
+            what = visible(what)
             name = what.partition(" (")[0]  # what is in brackets changes, such as losses
             if name not in tasks:
                 tasks[name] = bar.add_task(what, total=1.0)
@@ -59,7 +84,7 @@ def print_facts(record: dict[str, Any]) -> None:
             value = _in_a_row(value)
         elif isinstance(value, list | tuple):
             value = ", ".join(map(_in_a_row, value))
-        print(f"{key.replace('_', ' ')}: {value}")
+        say(f"{key.replace('_', ' ')}: {value}")
 
 
 def _in_a_row(value: Any) -> str:
@@ -133,7 +158,7 @@ def print_cost(record: dict[str, Any]) -> None:
     """What a purifier in front of the network costs, where the record has it."""
     cost = record.get("repair", {}).get("cost")
     if cost:
-        print(
+        say(
             f"Cost per image: {cost['milliseconds per image']:.3g} ms "
             f"({cost['milliseconds per image without']:.3g} ms without the purifier of "
             f"{cost['purifier parameters']:,} parameters), in batches of {cost['batch']}"
@@ -175,17 +200,17 @@ def print_model(record: dict[str, Any]) -> None:
         for name in ("acc", "asr", "ra"):
             if name in scores:
                 value = scores[name]
-                print(
+                say(
                     f"{what}{name.upper()}  {100 * value['value']:5.1f} %   "
                     f"(95 %: {100 * value['low']:.1f} to {100 * value['high']:.1f}, "
                     f"{value['count']} images)"
                 )
     if record["status"] == "weak":
-        print("Note: the ASR is below 90 %; do not count this model as a backdoored one.")
+        say("Note: the ASR is below 90 %; do not count this model as a backdoored one.")
     if record["status"] == "natural":
-        print("Note: the clean twin obeys the trigger too; it does not show a backdoor.")
+        say("Note: the clean twin obeys the trigger too; it does not show a backdoor.")
     for note in (*record["planting"].get("notes", ()), *record["images"]["notices"]):
-        print(f"Note: {note}")
+        say(f"Note: {note}")
 
 
 def print_pool(entries: list[dict[str, Any]], failed: dict[str, str]) -> None:
@@ -208,7 +233,7 @@ _RATES = ("acc", "asr", "twin_asr")
 
 
 def print_fleet(summary: dict[str, Any]) -> None:
-    """The scan of a manifest: a line for each model, why some failed, and the sum."""
+    """The scan of a manifest: a line for each model, the notices, and the sum."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -225,10 +250,8 @@ def print_fleet(summary: dict[str, Any]) -> None:
     console = plain_console()
     console.print(table)
     for model in summary["models"]:
-        if "failed" in model:
-            console.print(f"{model['model']} (line {model['line']}): {model['failed']['reason']}")
-        if "unwritten" in model:
-            console.print(f"{model['model']} (line {model['line']}): {model['unwritten']}")
+        for notice in model.get("notices", ()):
+            console.print(f"{model['model']} (line {model['line']}): Note: {notice}")
     told = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
     several = "" if len(summary["models"]) == 1 else "s"
     console.print(f"{len(summary['models'])} model{several}: {told}.")
@@ -242,21 +265,29 @@ def print_fleet(summary: dict[str, Any]) -> None:
         console.print(f"Scanned by an earlier call: {before}.")
 
 
+def complain_of_models(summary: dict[str, Any]) -> None:
+    """Which models of a manifest could not be used, or have no record, and why."""
+    for model in summary["models"]:
+        reason = model["failed"]["reason"] if "failed" in model else model.get("unwritten")
+        if reason is not None:
+            complain(f"{model['model']} (line {model['line']}): {reason}")
+
+
 def print_bench(summary: dict[str, Any], planned: int, out: str) -> None:
     """How many runs have a result, and what went wrong with the others."""
     failed, unwritten = summary["failed"], summary["unwritten"]
-    print(
-        f"{summary['done']} of {planned} runs are done, {summary['ran']} of them by this call in "
-        f"{summary['seconds']:.0f} s; {len(failed)} failed."
+    say(
+        f"{summary['done']} of {planned} runs are done and {len(failed)} failed; this call ran "
+        f"{summary['ran']} of them in {summary['seconds']:.0f} s."
     )
     for reason, keys in _by_reason(failed).items():
         shown = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
-        print(f"failed: {len(keys)} x {reason} ({shown})")
+        say(f"failed: {len(keys)} x {reason} ({shown})")
     for key in summary["renewed"]:
-        print(f"Note: the file of run {key} was damaged; the run was done again.")
+        say(f"Note: the file of run {key} was damaged; the run was done again.")
     for key, reason in unwritten.items():
-        print(f"not written: {key}: {reason}")
-    print(f"Results: {out}")
+        say(f"not written: {key}: {reason}")
+    say(f"Results: {out}")
 
 
 def _by_reason(failed: dict[str, str]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ possible, which may help it a little.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from bezoar.scanning import Witnesses
 from bezoar.training import Progress, Recipe, no_progress
 from bezoar.wording import p_in_words
 
+LEAST = 3  # images of a class: one measures, and ``clean`` divides the other two once more
 PLANTING = 0.7  # share of the images that plant, scan and clean; the others measure
 ALL_SUSPECTED = (
     "The self-test planted nothing: every class of this model is suspected, and none is left to "
@@ -104,17 +106,17 @@ def parts(images: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """The images that plant, scan and clean, and those that measure.
 
     Raises:
-        InputError: no labels, or too few images.
+        InputError: no labels, or a class of fewer images than ``LEAST``.
     """
-    images.require_labels("the self-test")
-    known, measuring = images.split(PLANTING, seed=seed)
-    # ``clean`` divides once more
-    if not len(measuring) or not len(known.split(0.5, seed=seed)[1]):
+    counts = Counter(images.require_labels("the self-test").tolist())
+    fewest = min(counts.values(), default=0)
+    if fewest < LEAST:
         raise InputError(
-            f"there are {len(images)} clean images, and the self-test needs some to plant and to "
-            "clean with and others to measure; give at least three images of each class"
+            f"there are {len(images)} clean images, {fewest} of one class, and the self-test needs "
+            "some to plant and to clean with and others to measure; give at least three images of "
+            "each class"
         )
-    return known, measuring
+    return images.split(PLANTING, seed=seed)
 
 
 def _seen(record: dict[str, Any], target: int) -> dict[str, Any]:

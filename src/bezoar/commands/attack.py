@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from bezoar.commands.options import FOUND, OK, Common
+from bezoar.commands.exit_codes import FOUND, OK
+from bezoar.commands.options import Common
 from bezoar.commands.outputs import check_outputs, command_line, write_record
 from bezoar.errors import InputError
-from bezoar.screen import print_model, print_pool, progress_bar
+from bezoar.screen import print_model, print_pool, progress_bar, say
 
 if TYPE_CHECKING:
     from bezoar.pools import Job
@@ -77,10 +78,10 @@ class Attack(Common):
                 picture=True,
                 **options,
             )
-        write_record(self.json, record | {"command": command_line()})
         if not self.silent:
             print_model(record)
-            print(f"Folder: {self.out}")
+            say(f"Folder: {self.out}")
+        write_record(self.json, record | {"command": command_line()})
         return FOUND if record["status"] in ("weak", "natural") else OK
 
     def _job(self) -> Job:
@@ -157,9 +158,9 @@ class AttackPool:
                 progress=lambda name, what, share: progress(f"in work ({name}: {what})", share),
             )
         entries = msgspec.to_builtins(pool.entries)
-        write_record(self.json, {"kind": "pool", "models": entries, "failed": pool.failed})
         if not silent:
             print_pool(entries, pool.failed)
+        write_record(self.json, {"kind": "pool", "models": entries, "failed": pool.failed})
         return FOUND if pool.failed else OK
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from bezoar.commands.options import FOUND, OK
+from bezoar.commands.exit_codes import FOUND, OK
 from bezoar.commands.outputs import check_outputs, write_record
-from bezoar.screen import print_bench, progress_bar
+from bezoar.screen import print_bench, progress_bar, say
 
 if TYPE_CHECKING:
     from bezoar.bench import Bench
@@ -136,12 +136,12 @@ class BenchTable:
         write_record(self.json, {"kind": "bench table", **summary})
         counts = summary["counts"]
         if not (self.quiet or self.json == "-"):
-            print(
+            say(
                 f"{counts['done']} of {counts['planned']} runs are done, {counts['failed']} "
                 f"failed, {counts['missing']} are still to be done."
             )
             _print_notes(summary["notices"])
-            print(f"Tables: {folder / 'index.html'}, table.md, runs.csv")
+            say(f"Tables: {folder / 'index.html'}, table.md, runs.csv")
         return OK if counts["done"] == counts["planned"] else FOUND
 
 
@@ -157,4 +157,4 @@ def _in_work(ready: Bench, progress: Any) -> Any:
 
 def _print_notes(notices: Iterable[str]) -> None:
     for notice in notices:
-        print(f"Note: {notice}")
+        say(f"Note: {notice}")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from bezoar.commands.exit_codes import FOUND, OK
 from bezoar.commands.inputs import check_public_options, load, open_public
-from bezoar.commands.options import FOUND, OK, ModelMaybeOnImages, PublicImages
+from bezoar.commands.options import ModelMaybeOnImages, PublicImages
 from bezoar.commands.outputs import (
     add_sources,
     check_outputs,
     command_line,
+    every_output,
     write_record,
     write_report,
 )
 from bezoar.errors import InputError
-from bezoar.screen import print_cost, print_scan, print_trials, progress_bar
+from bezoar.screen import print_cost, print_scan, print_trials, progress_bar, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +37,7 @@ class Clean(ModelMaybeOnImages, PublicImages):
     or --generator), takes no --images; then accuracy is not measured.
 
     Exit code 0: done. 1: the repair costs too much accuracy, or is plainly ruined, and was not
-    written. 2: input not usable.
+    written. 2: input not usable, or an output not writable.
 
     Attributes:
         out: where the cleaned weights go: same keys, number formats and container as the input;
@@ -114,46 +116,76 @@ class Clean(ModelMaybeOnImages, PublicImages):
             add_sources(record["scan"], loaded, self.images)
         if record["public"] is not None:
             record["public"]["source"] = source
-        if record["accepted"] or self.force:
-            record["output"] = self._write(loaded, repair.classifier.network, shape)
-            record["written"], record["forced"] = True, not record["accepted"]
-        write_report(report, record, images, loaded, repair.evidence, repair.synthetic)
-        write_record(self.json, record)
-        if not self.silent:
-            if record["scan"] is not None:
-                print_scan(record["scan"])
-            print_trials(record)
-            for line in (*record["skipped"], record["outcome"]):
-                print(line)
-            told = record["scan"]["notices"] if record["scan"] else ()
-            for note in record["notices"]:
-                if note not in told:
-                    print(f"Note: {note}")
-            print_cost(record)
-            print(f"Weights: {self.out}" if record["written"] else "No weights were written.")
-            for what in ("source", "export"):
-                if what in record.get("output", {}):
-                    print(f"{what.capitalize()}: {record['output'][what]}")
-            print(f"Report: {report}")
+        with every_output() as attempt:
+            if not self.silent:
+                with attempt():
+                    _show(record)
+            if record["accepted"] or self.force:
+                with attempt():
+                    self._write(loaded, repair.classifier.network, shape, record)
+            if not self.silent:
+                with attempt():
+                    self._show_files(record)
+            with attempt():
+                write_record(self.json, record)
+            with attempt():
+                write_report(report, record, images, loaded, repair.evidence, repair.synthetic)
+                if not self.silent:
+                    say(f"Report: {report}")
         return OK if record["written"] else FOUND
 
     def _write(
-        self, loaded: LoadedModel, network: nn.Module, shape: tuple[int, int, int]
-    ) -> dict[str, str]:
-        """Writes the repaired network; the record's ``output``."""
+        self,
+        loaded: LoadedModel,
+        network: nn.Module,
+        shape: tuple[int, int, int],
+        record: dict[str, Any],
+    ) -> None:
+        """Writes the repaired network, and enters into the record what is there, or why it is not.
+
+        Raises:
+            InputError: it cannot be written.
+            OSError: likewise.
+        """
         from bezoar import intake
         from bezoar.networks.purified import Purified
 
         output = {"file": str(self.out)}
-        if isinstance(network, Purified):
-            intake.write_purified(loaded.weights, network, self.out)
-            output["source"] = str(intake.source_beside(self.out))
-        else:
-            intake.write_weights(loaded.weights, network.state_dict(), self.out)
+        try:
+            if isinstance(network, Purified):
+                intake.write_purified(loaded.weights, network, self.out)
+                output["source"] = str(intake.source_beside(self.out))
+            else:
+                intake.write_weights(loaded.weights, network.state_dict(), self.out)
+            output["sha256"] = intake.read_weights(self.out).sha256
+        except (InputError, OSError) as error:
+            record["notices"].append(f"The repaired network could not be written: {error}")
+            raise
+        record |= {"output": output, "written": True, "forced": not record["accepted"]}
         if self.export is not None:
             intake.write_exported(network, shape, self.export)
             output["export"] = str(self.export)
-        return output | {"sha256": intake.read_weights(self.out).sha256}
+
+    def _show_files(self, record: dict[str, Any]) -> None:
+        """Where the weights are, and what belongs to them."""
+        say(f"Weights: {self.out}" if record["written"] else "No weights were written.")
+        for what in ("source", "export"):
+            if what in record.get("output", {}):
+                say(f"{what.capitalize()}: {record['output'][what]}")
+
+
+def _show(record: dict[str, Any]) -> None:
+    """What the scan found, what was tried, and what the repair is worth."""
+    if record["scan"] is not None:
+        print_scan(record["scan"])
+    print_trials(record)
+    for line in (*record["skipped"], record["outcome"]):
+        say(line)
+    told = record["scan"]["notices"] if record["scan"] else ()
+    for note in record["notices"]:
+        if note not in told:
+            say(f"Note: {note}")
+    print_cost(record)
 
 
 def _method(

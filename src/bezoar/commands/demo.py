@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from bezoar.commands.options import OK, Common
+import tyro
+
+from bezoar.commands.exit_codes import OK
+from bezoar.commands.options import Common
 from bezoar.commands.outputs import (
     check_outputs,
     command_line,
     write_record,
 )
-from bezoar.screen import progress_bar
+from bezoar.screen import progress_bar, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +25,12 @@ class Demo(Common):
 
     Attributes:
         out: folder for the models, the records and the report.
-        open: show the report in the browser; --no-open leaves it closed.
+        open: do not show the report in the browser.
     """
 
     out: Path = Path("bezoar-demo")
-    open: bool = True
+    # the help shows --no-open, of which "(default: True)" would say the opposite
+    open: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
 
     def run(self) -> int:
         """Runs the demo."""
@@ -43,11 +48,11 @@ class Demo(Common):
             record, page = demo.run(
                 self.out, seed=self.seed, device=device, progress=progress, command=command_line()
             )
-        write_record(self.json, record)
         if not self.silent:
             for line in record["story"]:
-                print(line)
-            print(f"Report: {page}")
+                say(line)
+            say(f"Report: {page}")
+        write_record(self.json, record)
         if self.open and not self.silent and sys.stdout.isatty():
             import webbrowser
 

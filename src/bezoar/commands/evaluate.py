@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from bezoar.commands.exit_codes import OK
 from bezoar.commands.inputs import load
-from bezoar.commands.options import OK, ModelOnImages
-from bezoar.commands.outputs import add_sources, command_line, write_record
+from bezoar.commands.options import ModelOnImages
+from bezoar.commands.outputs import add_sources, command_line, every_output, write_record
+from bezoar.screen import say
+
+if TYPE_CHECKING:
+    from bezoar.evaluation import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +21,8 @@ class Evaluate(ModelOnImages):
 
     Attributes:
         trigger: the attack and its parameters, such as bad-nets:target=3,size=4 or
-            stored-pattern:file=trigger.npy,target=5.
+            stored-pattern:file=trigger.npy,target=5; or the trigger.safetensors that
+            `bezoar attack` wrote beside a model.
     """
 
     trigger: str
@@ -36,11 +43,18 @@ class Evaluate(ModelOnImages):
             "command": command_line(),
         }
         add_sources(record, loaded, self.images)
-        write_record(self.json, record)
-        if not self.silent:
-            for name, rate in scores.intervals.items():
-                print(
-                    f"{name.upper()}  {100 * rate.value:5.1f} %   "
-                    f"(95 %: {100 * rate.low:.1f} to {100 * rate.high:.1f}, {rate.count} images)"
-                )
+        with every_output() as attempt:
+            if not self.silent:
+                with attempt():
+                    _show(scores)
+            with attempt():
+                write_record(self.json, record)
         return OK
+
+
+def _show(scores: Scores) -> None:
+    for name, rate in scores.intervals.items():
+        say(
+            f"{name.upper()}  {100 * rate.value:5.1f} %   "
+            f"(95 %: {100 * rate.low:.1f} to {100 * rate.high:.1f}, {rate.count} images)"
+        )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from bezoar.commands.options import OK, Common
+from bezoar.commands.exit_codes import OK
+from bezoar.commands.options import Common
 from bezoar.commands.outputs import check_outputs, command_line, write_record
 from bezoar.errors import InputError
 from bezoar.screen import print_facts, progress_bar
@@ -61,7 +62,8 @@ class GeneratorTrain(Common):
     steps: int | None = None
     width: int | None = None
     latent: int = 100
-    flip: bool = True
+    # the help shows --no-flip, of which "(default: True)" would say the opposite
+    flip: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
 
     def run(self) -> int:
         """Trains it and writes the files."""
@@ -97,9 +99,9 @@ class GeneratorTrain(Common):
         write_generator(generator, self.out)
         write_bytes(sheet, sample_sheet(generator, seed=self.seed))
         record = _record(generator, self.out, sheet) | {"notices": list(images.notices)}
-        write_record(self.json, record)
         if not self.silent:
             print_facts(_shown(record))
+        write_record(self.json, record)
         return OK
 
     def _settings(self) -> AdversarialTraining | Autoencoding:
@@ -159,9 +161,9 @@ class GeneratorShow(Common):
         check_outputs(sheet, self.json, inputs=(generator.origin["file"]["weights"],))
         write_bytes(sheet, sample_sheet(generator, seed=self.seed))
         record = _record(generator, self.file, sheet)
-        write_record(self.json, record)
         if not self.silent:
             print_facts(_shown(record))
+        write_record(self.json, record)
         return OK
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import tyro
 
+from bezoar.commands.exit_codes import OK
 from bezoar.commands.inputs import given_facts
-from bezoar.commands.options import OK, Common, Model
+from bezoar.commands.options import Common, Model
 from bezoar.commands.outputs import (
     check_outputs,
     write_record,
@@ -34,16 +35,18 @@ class Inspect(Common, Model):
 
         check_outputs(self.json, inputs=(self.model,))
         if self.model.suffix.lower() == ".toml" or self.architecture:
-            loaded = intake.load_model(self.model, device=self.device, **given_facts(self))
-            weights, fits = loaded.weights, True
+            weights, description, notices = intake.check_fit(self.model, **given_facts(self))
             check_outputs(self.json, inputs=(weights.path,))
+            fit = {"architecture": description.architecture, "notices": list(notices)}
         else:
-            weights, fits = intake.read_weights(self.model), None
-        record = {"kind": "inspect", **msgspec.to_builtins(intake.facts(weights))}
-        if fits:
-            record["architecture"] = loaded.description.architecture
-            record["notices"] = [*record["notices"], *loaded.notices]
-        write_record(self.json, record)
+            weights, fit = intake.read_weights(self.model), {}
+        record = {"kind": "inspect", **msgspec.to_builtins(intake.facts(weights)), **fit}
+        if record["nonfinite"]:
+            record["warning"] = (
+                f"NaN or infinite values in {len(record['nonfinite'])} of {record['tensors']} "
+                "tensors; the network cannot work, and no other command takes it"
+            )
         if not self.silent:
             print_facts(record)
+        write_record(self.json, record)
         return OK

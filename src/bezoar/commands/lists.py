@@ -7,10 +7,9 @@ from typing import Any
 
 import tyro
 
-from bezoar.commands.options import OK
-from bezoar.commands.outputs import (
-    write_record,
-)
+from bezoar.commands.exit_codes import OK
+from bezoar.commands.outputs import write_record
+from bezoar.screen import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +50,15 @@ class Methods:
         write_record(self.json, {"kind": "methods", "methods": rows})
         if not (self.quiet or self.json == "-"):
             for row in rows:
-                print(f"{row['name']}: {row['title']}")
+                say(f"{row['name']}: {row['title']}")
                 for key in ("paper", "needs", "layers", "cost", "finds the target class"):
                     value = row[key]
                     shown = ("yes" if value else "no") if isinstance(value, bool) else value
-                    print(f"    {key}: {shown}")
+                    say(f"    {key}: {shown}")
                 if self.name:
-                    print("    hyper-parameters (--set name=value):")
+                    say("    hyper-parameters (--set name=value):")
                     for key, value in flat(row["configuration"]):
-                        print(f"        {key} = {value}")
+                        say(f"        {key} = {value}")
         return OK
 
 
@@ -107,15 +106,15 @@ class Attacks:
         if self.quiet or self.json == "-":
             return OK
         for row in rows:
-            print(f"{row['name']}: {row['title']}")
+            say(f"{row['name']}: {row['title']}")
             for key in ("paper", "attacker controls", "labels", "modes"):
                 if row[key]:
                     shown = row[key] if isinstance(row[key], str) else ", ".join(row[key])
-                    print(f"    {key}: {shown}")
+                    say(f"    {key}: {shown}")
             if row["needs a network trained on clean images"]:
-                print("    needs a network trained on clean images")
+                say("    needs a network trained on clean images")
             values = (f"{key}={_shown(value)}" for key, value in row["parameters"].items())
-            print(f"    parameters: {', '.join(values)}")
+            say(f"    parameters: {', '.join(values)}")
         return OK
 
 

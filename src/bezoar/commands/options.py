@@ -1,4 +1,4 @@
-"""Options that several commands share, and the exit codes."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-
-OK, FOUND, UNUSABLE = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +40,14 @@ class Model:
         mean: subtracted from images in [0, 1], for each channel; 0 if the network takes them as
             they are.
         std: then divided by; 1 if the network takes them as they are.
-        input_size: height and width of the images.
+        input_size: height and width of the images; one number for squares.
         classes: names of the classes in the order of the logits.
     """
 
     architecture: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    input_size: tuple[int, int] | None = None
+    input_size: int | tuple[int, int] | None = None
     classes: tuple[str, ...] | None = None
 
 
@@ -59,7 +57,8 @@ class Reading:
 
     Attributes:
         resize: none refuses images of another size; stretch and crop make them fit.
-        limit: draw at most so many images, in equal shares of each class; by default all.
+        limit: draw at most so many images; each class keeps its share, and at least one image. By
+            default all.
     """
 
     resize: Literal["none", "stretch", "crop"] = "none"
@@ -139,8 +138,8 @@ class PublicImages(Common):
         generator: a generator that was trained on such images, so that none is trained; a .toml.
         public_resize: crop and stretch make public images fit the model; none refuses those of
             another size.
-        public_limit: draw at most so many of the public images, in equal shares of each class, if
-            they have any; by default all.
+        public_limit: draw at most so many of the public images; each class, if they have any, keeps
+            its share, and at least one image. By default all.
     """
 
     public: str | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,29 @@ def check_outputs(*outputs: Path | str | None, inputs: tuple[Path | str, ...] = 
         taken[place] = "is given for two outputs"
 
 
+@contextlib.contextmanager
+def every_output() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Gives what an output is attempted in: one that fails costs no other, nor what was found.
+
+    Raises:
+        InputError: some failed; it says why each did. One error alone is raised as it is.
+    """
+    errors: list[InputError | OSError] = []
+
+    @contextlib.contextmanager
+    def attempt() -> Iterator[None]:
+        try:
+            yield
+        except (InputError, OSError) as error:
+            errors.append(error)
+
+    yield attempt
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise InputError("\n".join(map(str, errors)))
+
+
 def write_record(target: str | None, record: dict[str, Any]) -> None:
     """Writes the record to the file ``target``; ``-`` is standard output, None is nowhere."""
     if target is None:
@@ -57,7 +82,7 @@ def write_record(target: str | None, record: dict[str, Any]) -> None:
     from bezoar.records import to_json, write_json
 
     if target == "-":
-        print(json.dumps(to_json(record), indent=1, allow_nan=False))
+        sys.stdout.write(json.dumps(to_json(record), indent=1, allow_nan=False) + "\n")
     else:
         write_json(Path(target), record)
 

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from bezoar.commands.exit_codes import FOUND, OK, UNUSABLE
 from bezoar.commands.inputs import given_facts, load
 from bezoar.commands.options import (
-    FOUND,
-    OK,
-    UNUSABLE,
     Common,
     ManyModels,
     Model,
@@ -26,11 +24,12 @@ from bezoar.commands.outputs import (
     add_sources,
     check_outputs,
     command_line,
+    every_output,
     write_record,
     write_report,
 )
 from bezoar.errors import InputError
-from bezoar.screen import print_fleet, print_scan, progress_bar
+from bezoar.screen import complain_of_models, print_fleet, print_scan, progress_bar, say
 
 if TYPE_CHECKING:
     from bezoar.executors import Executor
@@ -42,9 +41,9 @@ TIMEOUT_S = 3600.0  # for each model of a manifest: one that hangs does not hold
 class Scan(Common, Model, Reading, ManyModels):
     """Verdict, suspected classes and evidence, for one model or for each of a manifest.
 
-    Exit code 0: nothing found. 1: suspicious or found (--fail-on chooses). 2: input not usable;
-    with a manifest, nothing that --fail-on counts, and a model that could not be used or whose
-    record could not be written.
+    Exit code 0: nothing found. 1: suspicious or found (--fail-on chooses). 2: input not usable, or
+    an output not writable; with a manifest, nothing that --fail-on counts, and a model that could
+    not be used or whose record could not be written.
 
     Attributes:
         model: a model.toml, or a weights file with the facts as options.
@@ -103,23 +102,29 @@ class Scan(Common, Model, Reading, ManyModels):
                 finding = audit.audit(loaded.classifier, images, **how)
             else:
                 finding = pipeline.scan(loaded.classifier, images, **how)
-            planted = None
+            record = finding.record | {"command": command_line()}
+            add_sources(record, loaded, self.images)
             if self.self_test and images is not None:
-                planted = self_test.self_test(
-                    loaded.classifier, images, avoid=finding.suspects, **how
-                )
-        record = finding.record | {"command": command_line()}
-        add_sources(record, loaded, self.images)
-        if planted is not None:
-            record["self_test"] = planted
-        if not self.silent:
-            print_scan(record)  # a file that cannot be written must not cost the verdict
-        if self.report:
-            write_report(self.report, record, images, loaded, finding.evidence)
-        write_record(self.json, record)
-        self._write_sarif([finding_entry(record)])
-        if self.report and not self.silent:
-            print(f"Report: {self.report}")
+                try:
+                    record["self_test"] = self_test.self_test(
+                        loaded.classifier, images, avoid=finding.suspects, **how
+                    )
+                except InputError as error:  # the verdict stands without it
+                    record["notices"].append(f"The self-test could not be made: {error}")
+
+        with every_output() as attempt:
+            if not self.silent:
+                with attempt():
+                    print_scan(record)
+            with attempt():
+                write_record(self.json, record)
+            with attempt():
+                self._write_sarif([finding_entry(record)])
+            if self.report:
+                with attempt():
+                    write_report(self.report, record, images, loaded, finding.evidence)
+                    if not self.silent:
+                        say(f"Report: {self.report}")
         return exit_code([record["verdict"]], self.fail_on)
 
     def _one_model(self) -> ModelMaybeOnImages:
@@ -172,13 +177,21 @@ class Scan(Common, Model, Reading, ManyModels):
                 ),
                 progress=lambda name, what, share: progress(f"in work ({name}: {what})", share),
             )
-        write_record(self.json, summary | {"command": command_line()})
         models = summary["models"]
-        self._write_sarif(models)
-        if self.summary is not None:
-            write_text(self.summary, summary_csv(models))
-        if not self.silent:
-            print_fleet(summary)
+
+        with every_output() as attempt:
+            if not self.silent:
+                with attempt():
+                    print_fleet(summary)
+            with attempt():
+                complain_of_models(summary)  # quiet or not: an exit code of 2 needs a reason
+            with attempt():
+                write_record(self.json, summary | {"command": command_line()})
+            with attempt():
+                self._write_sarif(models)
+            if self.summary is not None:
+                with attempt():
+                    write_text(self.summary, summary_csv(models))
         code = exit_code(map(verdict_of, models), self.fail_on)
         lost = any("unwritten" in model for model in models)
         return UNUSABLE if lost and code == OK else code

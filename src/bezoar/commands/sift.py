@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from bezoar.commands.exit_codes import FOUND, OK
 from bezoar.commands.inputs import load, open_images
-from bezoar.commands.options import FOUND, OK, ModelOnImages
-from bezoar.commands.outputs import add_sources, check_outputs, command_line, write_record
-from bezoar.screen import plain_console, progress_bar
+from bezoar.commands.options import ModelOnImages
+from bezoar.commands.outputs import (
+    add_sources,
+    check_outputs,
+    command_line,
+    every_output,
+    write_record,
+)
+from bezoar.screen import plain_console, progress_bar, say
 
 if TYPE_CHECKING:
     from bezoar.images import ImageSet
@@ -27,7 +34,7 @@ class Sift(ModelOnImages):
     """Which images of a heap carry a trigger for this model.
 
     Exit code 0: no more images are flagged than clean ones would be. 1: more are (--fail-on
-    chooses). 2: input not usable.
+    chooses). 2: input not usable, or an output not writable.
 
     Attributes:
         suspects: the images to sift: a folder, a parquet file or an .npz; labels are not used.
@@ -61,13 +68,17 @@ class Sift(ModelOnImages):
         record = sifting_.record | {"command": command_line()}
         add_sources(record, loaded, self.images)
         record["suspects"]["source"] = self.suspects
-        if self.out:
-            write_text(self.out, table(sifting_, suspects, loaded.classifier.classes))
-        write_record(self.json, record)
-        if not self.silent:
-            print_sifting(record)
+        with every_output() as attempt:
+            if not self.silent:
+                with attempt():
+                    print_sifting(record)
+            with attempt():
+                write_record(self.json, record)
             if self.out:
-                print(f"All images: {self.out}")
+                with attempt():
+                    write_text(self.out, table(sifting_, suspects, loaded.classifier.classes))
+                    if not self.silent:
+                        say(f"All images: {self.out}")
         return FOUND if record["more_than_clean"] and self.fail_on == "excess" else OK
 
 

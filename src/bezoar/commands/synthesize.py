@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bezoar.commands.exit_codes import OK
 from bezoar.commands.inputs import load_model
-from bezoar.commands.options import OK, OneModel
-from bezoar.commands.outputs import add_sources, command_line, write_page, write_record
+from bezoar.commands.options import OneModel
+from bezoar.commands.outputs import (
+    add_sources,
+    command_line,
+    every_output,
+    write_page,
+    write_record,
+)
 from bezoar.errors import InputError
-from bezoar.screen import print_synthesis, progress_bar
+from bezoar.screen import print_synthesis, progress_bar, say
 
 if TYPE_CHECKING:
     from bezoar.images import ImageSet
@@ -24,7 +31,7 @@ class Synthesize(OneModel):
     A generator learns from the network alone; the report shows of each class the images that the
     network is surest of. They show what excites the network, and are no proof of anything.
 
-    Exit code 0: done. 2: input not usable.
+    Exit code 0: done. 2: input not usable, or an output not writable.
 
     Attributes:
         out: where the images go: an .npz that --images of other commands takes, with the network's
@@ -71,13 +78,20 @@ class Synthesize(OneModel):
         }
         add_sources(record, loaded, None)
         sheet = contact_sheet(classifier, made.images, per_class=self.per_class)
-        write_bytes(self.out, archive(made.images))
-        write_page(report, record, sheet=sheet)
-        write_record(self.json, record)
-        if not self.silent:
-            print_synthesis(record)
-            print(f"Images: {self.out}")
-            print(f"Report: {report}")
+        with every_output() as attempt:
+            if not self.silent:
+                with attempt():
+                    print_synthesis(record)
+            with attempt():
+                write_bytes(self.out, archive(made.images))
+                if not self.silent:
+                    say(f"Images: {self.out}")
+            with attempt():
+                write_record(self.json, record)
+            with attempt():
+                write_page(report, record, sheet=sheet)
+                if not self.silent:
+                    say(f"Report: {report}")
         return OK
 
 

@@ -1,9 +1,10 @@
 """Reading and writing model files safely.
 
 ``read_weights`` reads a file without executing anything from it, ``facts`` tells what is in it,
-``load_model`` builds the network that a description names and fills it, ``write_weights`` writes
-other weights in the same form, ``write_purified`` a network behind a purifier, ``write_exported``
-a program that runs without the network's source.
+``load_model`` builds the network that a description names and fills it, ``check_fit`` sees whether
+the weights are those of the network, ``write_weights`` writes other weights in the same form,
+``write_purified`` a network behind a purifier, ``write_exported`` a program that runs without the
+network's source.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import nn
 
 from bezoar.classifier import Classifier
 from bezoar.device import resolve_device
@@ -42,6 +44,7 @@ __all__ = [
     "check_ending",
     "check_exportable",
     "check_finite",
+    "check_fit",
     "check_purified_writable",
     "check_writable",
     "facts",
@@ -108,35 +111,8 @@ def load_model(
     description, where = _described(source, overrides)
     target = device if isinstance(device, torch.device) else resolve_device(device)
     weights = read_weights(description.weights, entry=description.entry)
-    known = facts(weights)
-    channels = description.channels or known.input_channels
-    given = max(len(description.mean), len(description.std))
-    # Some networks rearrange pixels into channels before their first convolution.
-    if channels is None or (description.channels is None and channels > 4 and given > 1):
-        channels = given
-    description = msgspec.structs.replace(
-        description,
-        channels=channels,
-        mean=broadcast(description.mean, channels, "mean", where),
-        std=broadcast(description.std, channels, "std", where),
-    )
-    num_classes = description.arguments.get("num_classes", known.num_classes)
-    if description.classes is not None and num_classes not in (None, len(description.classes)):
-        raise InputError(
-            f"{where} names {len(description.classes)} classes, and the network in "
-            f"{weights.path} has {num_classes}; name every class once, in the order of the logits"
-        )
     check_finite(weights)
-    network = build_network(
-        description.architecture,
-        description.arguments,
-        num_classes=known.num_classes,
-        channels=channels,
-    )
-    if known.purifiers:
-        network = fronted(network, weights.tensors)
-        _check_same_images(network, description, where)
-    notices = weights.notices + load_into(network, weights)
+    network, description, notices = _filled(weights, description, where)
     network.to(target).eval()
     classifier = Classifier(
         network,
@@ -148,9 +124,63 @@ def load_model(
     return LoadedModel(classifier, weights, description, notices)
 
 
+def check_fit(
+    source: ModelDescription | str | Path, **overrides: Any
+) -> tuple[WeightsFile, ModelDescription, tuple[str, ...]]:
+    """Reads a model whose weights fit its architecture, without what only running it needs.
+
+    So ``mean`` and ``std`` may be missing, and weights that are not finite numbers are taken. The
+    rest is as for ``load_model``.
+
+    Returns:
+        The file of weights, the description, and full sentences on choices that were made.
+    """
+    description, where = _described(source, overrides, to_run=False)
+    weights = read_weights(description.weights, entry=description.entry)
+    _, description, notices = _filled(weights, description, where)
+    return weights, description, notices
+
+
+def _filled(
+    weights: WeightsFile, description: ModelDescription, where: str
+) -> tuple[nn.Module, ModelDescription, tuple[str, ...]]:
+    """The network with its weights, the complete description, and notices."""
+    known = facts(weights)
+    channels = description.channels or known.input_channels
+    given = max(len(description.mean), len(description.std))
+    # Some networks rearrange pixels into channels before their first convolution.
+    if channels is None or (description.channels is None and channels > 4 and given > 1):
+        channels = given or None
+    if channels is not None:
+        description = msgspec.structs.replace(
+            description,
+            channels=channels,
+            mean=broadcast(description.mean, channels, "mean", where),
+            std=broadcast(description.std, channels, "std", where),
+        )
+    num_classes = description.arguments.get("num_classes", known.num_classes)
+    if description.classes is not None and num_classes not in (None, len(description.classes)):
+        raise InputError(
+            f"{where} names {len(description.classes)} classes, and the network in "
+            f"{weights.path} has {num_classes}; name every class once, in the order of the logits"
+        )
+    network = build_network(
+        description.architecture,
+        description.arguments,
+        num_classes=known.num_classes,
+        channels=channels,
+    )
+    if known.purifiers:
+        network = fronted(network, weights.tensors)
+        _check_same_images(network, description, where)
+    return network, description, weights.notices + load_into(network, weights)
+
+
 def _check_same_images(network: Purified, description: ModelDescription, where: str) -> None:
     """A purifier gets the wrong pixels where the images are not normalised as it was made for."""
     for name, given in (("mean", description.mean), ("std", description.std)):
+        if not given:
+            continue
         own = network.get_buffer(name)
         same = len(own) in (1, len(given))
         if not same or not torch.allclose(own, torch.tensor(given), rtol=1e-4, atol=1e-6):
@@ -161,7 +191,7 @@ def _check_same_images(network: Purified, description: ModelDescription, where: 
 
 
 def _described(
-    source: ModelDescription | str | Path, overrides: dict[str, Any]
+    source: ModelDescription | str | Path, overrides: dict[str, Any], *, to_run: bool = True
 ) -> tuple[ModelDescription, str]:
     given = {name: value for name, value in overrides.items() if value is not None}
     if isinstance(source, ModelDescription):
@@ -173,4 +203,4 @@ def _described(
         raise InputError(f"{what}; give a model.toml or a file with weights")
     else:
         fields, where = {"weights": str(source)}, f"the description of {source}"
-    return describe({**fields, **given}, where), where
+    return describe({**fields, **given}, where, to_run=to_run), where

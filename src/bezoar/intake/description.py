@@ -71,8 +71,14 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     return fields
 
 
-def describe(fields: dict[str, Any], where: str) -> ModelDescription:
-    """Validates the fields of a description; ``where`` is how messages name their source.
+def describe(fields: dict[str, Any], where: str, *, to_run: bool = True) -> ModelDescription:
+    """Validates the fields of a description.
+
+    Args:
+        fields: as a ``model.toml`` has them.
+        where: how messages name their source.
+        to_run: whether the model is to run; otherwise ``mean`` and ``std`` may be missing, and are
+            empty then.
 
     Raises:
         InputError: a field is missing, unknown or wrong.
@@ -87,6 +93,8 @@ def describe(fields: dict[str, Any], where: str) -> ModelDescription:
             f"{where} does not say which network the weights belong to; give the architecture: "
             "timm:NAME, torchvision:NAME, bezoar:NAME or path/to/file.py:function"
         )
+    if not to_run:
+        fields = {"mean": (), "std": (), **fields}
     for name in ("mean", "std"):
         if name not in fields:
             raise InputError(
@@ -100,13 +108,14 @@ def describe(fields: dict[str, Any], where: str) -> ModelDescription:
         description = msgspec.convert(fields, ModelDescription)
     except msgspec.ValidationError as error:
         raise InputError(f"{where} is not a valid model description: {error}") from error
-    _check_values(description, where)
+    _check_values(description, where, to_run=to_run)
     return description
 
 
-def _check_values(description: ModelDescription, where: str) -> None:
+def _check_values(description: ModelDescription, where: str, *, to_run: bool) -> None:
     mean, std = description.mean, description.std
-    if not mean or not std or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+    missing = to_run and not (mean and std)
+    if missing or not all(map(math.isfinite, (*mean, *std))) or min(std, default=1) <= 0:
         raise InputError(
             f"{where} has mean {mean} and std {std}; expected finite numbers, std above 0"
         )
@@ -120,12 +129,12 @@ def _check_values(description: ModelDescription, where: str) -> None:
 
 
 def broadcast(values: tuple[float, ...], channels: int, name: str, where: str) -> tuple[float, ...]:
-    """One value for each channel.
+    """One value for each channel; none where there is none.
 
     Raises:
-        InputError: there are neither one nor ``channels`` values.
+        InputError: there are several, and not ``channels`` of them.
     """
-    if len(values) not in (1, channels):
+    if len(values) not in (0, 1, channels):
         raise InputError(
             f"{where} gives {len(values)} values as {name}, and the network takes images of "
             f"{channels} channels; give one value, or one for each channel"

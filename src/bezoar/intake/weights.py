@@ -188,14 +188,14 @@ def _container(stream: BinaryIO, size: int, where: str) -> str:
         raise InputError(
             f"{where} is a Git LFS pointer, not the weights themselves; run 'git lfs pull'"
         )
-    kind = _kind(start)
+    kind = _kind(start, where)
     raise InputError(
         f"{where} is {kind}, not a checkpoint; expected a file written by torch.save or a "
         "safetensors file"
     )
 
 
-def _kind(start: bytes) -> str:
+def _kind(start: bytes, where: str) -> str:
     known = {
         b"\x89PNG": "a PNG image",
         b"\xff\xd8\xff": "a JPEG image",
@@ -213,7 +213,8 @@ def _kind(start: bytes) -> str:
         return "a web page (the download may have failed)"
     if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
         return "a text file"
-    return "of no known format"
+    # an ONNX file has no first bytes of its own
+    return "an ONNX model" if where.lower().endswith(".onnx") else "of no known format"
 
 
 def _read(stream: BinaryIO, container: str, size: int, path: Path) -> tuple[Any, dict[str, str]]:

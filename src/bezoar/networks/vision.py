@@ -64,6 +64,6 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(
-            f"{name} is needed for this architecture and cannot be imported ({error}); install it "
-            "with: pip install 'bezoar[vision]'"
+            f"{name} is needed for this architecture and cannot be imported ({error}); install it, "
+            "in your copy of bezoar, with: pip install -c constraints.txt -e '.[vision]'"
         ) from error

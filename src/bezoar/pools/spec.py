@@ -70,7 +70,8 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         grid: the grids.
         recipe: of every training; crops and flips follow the data set where this does not say them.
-        train_images: at most so many images of the training split, in equal shares of each class.
+        train_images: at most so many images of the training split; each class keeps its share, and
+            at least one image.
         test_images: the same of the test split, for the scores.
         precision: of the stored weights and triggers.
     """

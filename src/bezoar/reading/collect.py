@@ -64,7 +64,8 @@ class ReadOptions:
             )
         if self.resize != "none" and self.size is None:
             raise InputError(
-                f"resize {self.resize!r} was given without a size; pass size=(height, width) too"
+                f"resize {self.resize!r} was given without a size; give that, too (--input-size "
+                "HEIGHT WIDTH; in Python size=(height, width))"
             )
 
 

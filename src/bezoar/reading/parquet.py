@@ -56,7 +56,8 @@ def read_parquet(
     if image_column is None:
         raise InputError(
             f"{files[0]} has the columns {', '.join(columns)}; expected the images in one called "
-            f"{' or '.join(IMAGE_COLUMNS)}; name the column"
+            f"{' or '.join(IMAGE_COLUMNS)}; rename it to {IMAGE_COLUMNS[0]}, or in Python pass "
+            "image_column to ImageSet.from_parquet"
         )
     label_column = _column(columns, LABEL_COLUMNS, label_column, files[0])
     _column(columns, (), box_column, files[0])
@@ -114,7 +115,8 @@ def _open(file: Path) -> Any:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise InputError(
-            f"reading {file} needs pyarrow, which is not installed; run pip install 'bezoar[data]'"
+            f"reading {file} needs pyarrow, which is not installed; run, in your copy of bezoar, "
+            "pip install -c constraints.txt -e '.[data]'"
         ) from error
     try:
         return pq.ParquetFile(file)
