@@ -87,6 +87,19 @@ def test_with_many_classes_a_witness_whose_test_does_not_hold_there_is_left_out(
     assert "Power was not measured" in finding.record["power"]
 
 
+def test_a_network_that_tells_nothing_apart_is_told(digits):
+    constant = digits.twin.copy()
+    with torch.no_grad():
+        constant.network.fc.weight.zero_()
+    sized = Classifier(constant.network, mean=0.3, std=0.35, input_size=(8, 8))
+    bare = ImageSet(digits.clean.images)
+    for classifier, images in ((sized, None), (constant, bare)):
+        notices = scan(classifier, images, witnesses=["weights"]).record["notices"]
+        assert any("the very same logits" in notice for notice in notices)
+    sound = scan(digits.twin, bare, witnesses=["weights"]).record["notices"]
+    assert not any("the very same logits" in notice for notice in sound)
+
+
 def test_where_no_method_can_compare_the_classes_nothing_is_called_ordinary():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))

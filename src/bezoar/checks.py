@@ -40,7 +40,8 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
         )
     notices = list(getattr(clean, "notices", ()))
     if clean.labels is None:
-        return [*notices, "The images have no labels; the classes they show were not checked."]
+        unchecked = "The images have no labels; the classes they show were not checked."
+        return [*notices, unchecked, *told_of_constant(classifier, clean)]
     highest = int(clean.labels.max())
     if highest >= count:
         raise InputError(
@@ -73,6 +74,27 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
         *notices,
         f"The network answers only {100 * found.value:.1f} % of {len(some)} clean images with "
         "their label; check the order of the classes, and the mean and std.",
+    ]
+
+
+def told_of_constant(classifier: Classifier, images: ImageSet | None) -> list[str]:
+    """A sentence on a network that gives different inputs the same logits; else none.
+
+    Args:
+        classifier: traced.
+        images: of its task; None takes noise.
+    """
+    if images is None:
+        generator = torch.Generator().manual_seed(0)
+        size = (4, *classifier.input_shape)
+        noise = torch.randint(256, size, dtype=torch.uint8, generator=generator)
+        images = ImageSet(noise)
+    logits = classifier.logits(images.sample(CHECKED, seed=0))
+    if len(logits) == 1 or not bool((logits == logits[0]).all()):
+        return []
+    return [
+        "The network gives different inputs the very same logits, so nothing can be told of it; "
+        "check that the right weights were read."
     ]
 
 

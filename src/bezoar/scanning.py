@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import bezoar
-from bezoar.checks import check_input, check_runs, input_of
+from bezoar.checks import check_input, check_runs, input_of, told_of_constant
 from bezoar.classifier import Classifier
 from bezoar.combining import MANY
 from bezoar.errors import InputError
@@ -107,7 +107,7 @@ def scan(
     looking = find_witnesses(witnesses, has_images=clean is not None)
     if clean is None:
         check_runs(classifier, None)
-        notices = [NO_IMAGES]
+        notices = [NO_IMAGES, *told_of_constant(classifier, None)]
     else:
         notices = check_input(classifier, clean)
     if is_auto(witnesses):
