@@ -76,6 +76,14 @@ JUDGES = {
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_width():
+    """How wide the terminal is that the tests are run in must not break the lines they read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def hasty_judges():
     """The triggers that judge a repair are recovered in few steps.
 

@@ -9,4 +9,4 @@ def import_ray():
     # As the executor sets them: no network, no statistics.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    return pytest.importorskip("ray", reason="Ray is not installed: pip install 'bezoar[ray]'")
+    return pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")

@@ -104,7 +104,7 @@ def test_weights_are_never_downloaded(source):
 def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     for source in ("timm", "torchvision"):
-        with pytest.raises(InputError, match=r"pip install 'bezoar\[vision\]'"):
+        with pytest.raises(InputError, match=r"pip install -c .* '\.\[vision\]'"):
             build_network(f"{source}:resnet18")
 
 

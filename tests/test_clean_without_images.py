@@ -132,8 +132,11 @@ def infinite(classifier):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (no_size, "without images.*--input-size HEIGHT WIDTH, or input_size"),
-        (two_channels, "mean and std for each channel .*cannot take images of 2x8x8"),
+        (
+            no_size,
+            "the input size is not known yet.*--input-size HEIGHT WIDTH; in Python input_size",
+        ),
+        (two_channels, "cannot take images of 2x8x8.*mean and std for each channel"),
         (infinite, "'fc.weight' holds values that are not finite"),
     ],
 )

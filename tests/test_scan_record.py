@@ -34,7 +34,7 @@ def shifts(values=(2.0, *USUAL), carried=0.9):
         values=tuple(values),
         scores=outliers.scores,
         p_values=outliers.p_values,
-        test="grubbs",
+        outliers="grubbs",
         null="Grubbs",
         carried=(carried,) * len(values),
         perturbations=torch.zeros(len(values), 3),
@@ -53,7 +53,7 @@ def patches(values=(0.5, *USUAL), carried=0.9, test=mad_outliers):
         values=tuple(values),
         scores=outliers.scores,
         p_values=outliers.p_values,
-        test="mad" if test is mad_outliers else None,
+        outliers="mad" if test is mad_outliers else None,
         null="MADs",
         carried=(carried,) * count,
         recovered=Triggers(
@@ -296,7 +296,7 @@ def test_a_null_that_is_no_known_test_has_a_median_and_no_limits():
     made = patches(test=lambda values: small_outliers([2 * v + v * v for v in values]))
     null = plain([made])["statistic"]["null"]
     assert set(null) == {"description", "median"}
-    alike = replace(shifts(), p_values=(1.0,) * 8, test=None)  # any test can say that
+    alike = replace(shifts(), p_values=(1.0,) * 8, outliers=None)  # any test can say that
     assert set(plain([alike])["statistic"]["null"]) == {"description", "median"}
     unscored = Evidence("x", "x", (1.0,) * 8, (math.nan,) * 8, (1.0,) * 8, "none")
     assert set(plain([unscored])["statistic"]["null"]) == {"description"}

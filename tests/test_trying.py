@@ -14,7 +14,17 @@ from bezoar.aftercare import Probe, residual_risk, retuning_probe, signs_of_back
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
-from bezoar.methods import RNP, SAU, TAC, Evidence, FineTuning, JointUnlearning, Method, Repair
+from bezoar.methods import (
+    RNP,
+    SAU,
+    TAC,
+    Evidence,
+    FineTuning,
+    JointUnlearning,
+    Method,
+    Repair,
+    rnp_exposure,
+)
 from bezoar.methods.neural_cleanse_triggers import predicted
 from bezoar.methods.recovered import Trigger
 from bezoar.methods.smooth_pattern import SmoothPatterns
@@ -472,7 +482,7 @@ def test_where_an_audit_can_say_nothing_none_is_made(digits, monkeypatch):
     """Of networks without batch norms too few were measured for a small p-value."""
     known, held_out = digits.clean.split(0.8, seed=0)
     survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
-    monkeypatch.setattr(surviving, "has_batch_norm", lambda _network: False)
+    monkeypatch.setattr(rnp_exposure, "has_batch_norm", lambda _network: False)
     monkeypatch.setattr(RNP, "inspect", None)  # a call would fail
     assert survivors.expose(digits.planted, Survival({}, {})).exposed == {}
 

@@ -255,9 +255,9 @@ def _limits(evidence: Evidence, levels: Levels, factor: float) -> dict[str, floa
     if sum(map(math.isfinite, logs)) < FEWEST_CLASSES:
         return {}
     smallest = min(range(len(logs)), key=lambda k: logs[k])
-    if evidence.test == "grubbs":
+    if evidence.outliers == "grubbs":
         return {key: math.exp(critical_value(logs, smallest, p)) for key, p in shares.items()}
-    if evidence.test == "mad":
+    if evidence.outliers == "mad":
         return {key: math.exp(_mad_limit(logs, smallest, p)) for key, p in shares.items()}
     return {}
 

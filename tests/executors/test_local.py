@@ -547,5 +547,5 @@ def test_tasks_that_compute_on_gpus_are_as_many_as_these(monkeypatch):
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"run pip install 'bezoar\[ray\]'"):
+    with pytest.raises(InputError, match=r"run pip install -c .* '\.\[ray\]'"):
         next(make_executor("ray").run([task(functions.double, number=1)]))

@@ -244,12 +244,13 @@ def test_thousands_of_tasks_are_handed_over_a_few_at_a_time(ray, monkeypatch, tm
 
 
 def test_bad_settings_are_refused():
+    for settings in ({"gpus_per_task": -1}, {"gpus_per_task": 1.5}):
+        with pytest.raises(InputError, match="the share of a GPU is"):
+            RayExecutor(**settings)
     for settings in (
         {"cpus_per_task": 0},
         {"cpus_per_task": 0.01},
         {"cpus_per_task": 1.5},
-        {"gpus_per_task": -1},
-        {"gpus_per_task": 1.5},
         {"timeout_s": 0},
         {"memory_limit": -1},
         {"max_retries": -1},

@@ -623,7 +623,18 @@ class Trap(ImageSet):
     """Clean images that allow what an ``ImageSet`` promises, and nothing else."""
 
     PROMISED = frozenset(
-        {"images", "labels", "classes", "names", "notices", "shape", "batches", "subset", "split"}
+        {
+            "images",
+            "labels",
+            "classes",
+            "names",
+            "notices",
+            "shape",
+            "batches",
+            "subset",
+            "split",
+            "division",
+        }
         | {"sample", "to", "require_labels", "class_counts", "_with", "_resident_limit"}
     )
 

@@ -260,7 +260,7 @@ def test_sizes_that_do_not_divide_are_refused(arguments, message):
 @pytest.mark.parametrize("name", [*FROM_TORCHVISION, *FROM_TIMM])
 def test_without_the_vision_extra_the_error_says_how_to_install_it(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(InputError, match=r"pip install 'bezoar\[vision\]'"):
+    with pytest.raises(InputError, match=r"pip install -c .* '\.\[vision\]'"):
         networks.build(name)
 
 

@@ -205,7 +205,7 @@ def test_one_model_can_be_made_without_a_pool(tmp_path, spec):
 
 @pytest.mark.slow
 def test_ray_makes_the_same_models(pool, spec, tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bezoar[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     again = make_pool(spec, tmp_path / "pool", make_executor("ray"))
     assert again.failed == {}
     assert [e.name for e in again.entries] == [e.name for e in pool.entries]

@@ -43,7 +43,7 @@ class Evidence:
         record: everything else, JSON-able.
         words: how it is told; None takes the words for what was recovered.
         limit: where the method has a null of its own: the value of a class that has a p-value.
-        test: where the logarithms of ``values`` were tested against each other: how
+        outliers: where the logarithms of ``values`` were compared with each other: how
             (``statistics``).
     """
 
@@ -59,7 +59,7 @@ class Evidence:
     record: dict[str, Any] = field(default_factory=dict)
     words: Words | None = None
     limit: Callable[[float], float] | None = None
-    test: Literal["grubbs", "mad"] | None = None
+    outliers: Literal["grubbs", "mad"] | None = None
 
     @property
     def told(self) -> Words:

@@ -176,7 +176,7 @@ class NeuralCleanse(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             values=of_all(triggers.norms.tolist(), math.inf),
             scores=of_all(outliers.scores, math.nan),
             p_values=of_all(outliers.p_values, 1.0),
-            test="mad" if logs else None,
+            outliers="mad" if logs else None,
             null=(
                 f"{'logarithms of the norms' if logs else 'norms'}, each against the median in "
                 "MADs: the smallest of C independent normal values (simulated)"

@@ -194,7 +194,7 @@ class TAC(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             values=tuple(norms),
             scores=outliers.scores,
             p_values=outliers.p_values,
-            test="grubbs",
+            outliers="grubbs",
             null=(
                 "logarithms of the lengths, each against the other classes: Student's t with "
                 "C - 2 degrees of freedom, corrected for picking the smallest of C (Grubbs' test)"
