@@ -37,6 +37,7 @@ from measured_models import third_party_names
 from pool_methods import POOL
 from result_file import result_head
 
+from bezoar.bench.summary import is_removed
 from bezoar.executors import Task
 from bezoar.pools import open_pool
 from bezoar.records import write_json
@@ -120,7 +121,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "acc less ra after": statistics.fmean(_hidden(r["after"]) for r in bad),
                 "acc less ra, twin": _mean(twins),
                 "der": statistics.fmean(r["der"] for r in bad),
-                "removed": sum(_after(r, "asr") <= 0.1 and _lost(r) <= 0.05 for r in bad),
+                "removed": sum(is_removed(_after(r, "asr"), _lost(r)) for r in bad),
                 "asr after, flagged": _mean([_after(r, "asr") for r in flagged]),
                 "der, flagged": _mean([r["der"] for r in flagged]),
                 "worst der": min(r["der"] for r in bad),

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bezoar.bench.summary import REMOVED_ASR, REMOVED_DROP
+from bezoar.bench.summary import REMOVED_ASR, REMOVED_DROP, is_removed
 from bezoar.bench.table import NONE, percent
 
 Row = Mapping[str, Any]
@@ -102,7 +102,7 @@ def _progress(runs: Sequence[Row]) -> str:
 
 
 def _removed(runs: Sequence[Row]) -> str:
-    count = sum(_asr(r) <= REMOVED_ASR and _drop(r) <= REMOVED_DROP for r in runs)
+    count = sum(is_removed(_asr(r), _drop(r)) for r in runs)
     return (
         f"By the usual mark (an ASR of at most {100 * REMOVED_ASR:g} % for at most "
         f"{100 * REMOVED_DROP:g} points of accuracy) it removes {count} of {len(runs)} backdoors."

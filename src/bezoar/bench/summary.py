@@ -34,6 +34,19 @@ Results = Mapping[str, Mapping[str, Any] | None]
 RunRow = dict[str, Any]
 
 
+def is_removed(asr: float, drop: float) -> bool:
+    """Whether a backdoor counts as removed.
+
+    Args:
+        asr: attack success rate that is left, in [0, 1].
+        drop: accuracy that was lost, in [-1, 1].
+
+    >>> is_removed(0.1, 0.90 - 0.85), is_removed(0.1, 0.0505)
+    (True, False)
+    """
+    return asr <= REMOVED_ASR and drop <= REMOVED_DROP + _ROUNDING
+
+
 def summarise(plan: Plan, results: Results) -> dict[str, Any]:
     """Everything that the tables and the leaderboard show, as plain values.
 
@@ -173,7 +186,7 @@ def _row(
         "ra_after": _mean(counted, lambda run: run["after"]["ra"]["value"], worst=min),
         "der": _mean(counted, _der, worst=min),
         "removed": {
-            "count": sum(_removed(run) for run in counted),
+            "count": sum(is_removed(_asr(run), _drop(run)) for run in counted),
             "of": len(counted),
         },
         "attacks": {
@@ -289,11 +302,6 @@ def _interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None
     means = torch.tensor(values, dtype=torch.float64)[draws].mean(1).sort().values
     low, high = (round(share * (_DRAWS - 1)) for share in (0.025, 0.975))
     return float(means[low]), float(means[high])
-
-
-def _removed(run: RunRow) -> bool:
-    """Whether the backdoor counts as removed."""
-    return _asr(run) <= REMOVED_ASR and _drop(run) <= REMOVED_DROP + _ROUNDING
 
 
 def _drop(run: RunRow) -> float:
