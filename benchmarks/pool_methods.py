@@ -25,6 +25,7 @@ import tyro
 from result_file import result_head
 
 from bezoar.attacks import Attack
+from bezoar.bench.summary import is_removed
 from bezoar.classifier import Classifier
 from bezoar.datasets import open_dataset
 from bezoar.evaluation import Scores, compare, evaluate
@@ -184,7 +185,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row["der"] = statistics.fmean(r["der"] for r in chosen)
             row["label right"] = statistics.fmean(r["found"] == r["target"] for r in chosen)
             row["asr <= 0.10 and drop <= 0.05"] = sum(
-                r["after"]["asr"]["value"] <= 0.1 and d <= 0.05
+                is_removed(r["after"]["asr"]["value"], d)
                 for r, d in zip(chosen, drops, strict=True)
             )
         rows.append(row)
