@@ -11,19 +11,17 @@ to ``results/pruning_first.json`` at once, and a rerun does only what is missing
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
-from finished_tasks import finished
+from finished_tasks import finished, resumed
 from pool_methods import POOL
 from pruning_first_looking import look
 from result_file import result_head
 
-from bezoar.executors import Task
 from bezoar.pools import open_pool
 from bezoar.records import write_json
 
@@ -87,17 +85,8 @@ def told(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(options: Options) -> None:
     """Runs what is missing."""
-    runs: list[dict[str, Any]] = []
-    if options.out.exists():
-        runs = json.loads(options.out.read_text())["runs"]
-    known = {(run["model"], run["seed"]) for run in runs}
     names = [e.name for e in open_pool(POOL).half("development") if e.status == "backdoored"]
-    tasks = [
-        Task(key=f"{name} {seed}", function=look, arguments={"name": name, "seed": seed})
-        for seed in options.seeds
-        for name in names
-        if (name, seed) not in known
-    ]
+    runs, tasks = resumed(options.out, look, names, options.seeds)
     head = result_head(
         __file__,
         "Pruning before the triggers are unlearned",

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from ray_import import import_ray
 
-from bezoar import networks, repairing, scanning, surviving
+from bezoar import cli, networks, repairing, scanning, surviving
 from bezoar.attacks import Attack, BadNets
 from bezoar.classifier import Classifier
 from bezoar.demo import DIGITS_RECIPE, load_digits
@@ -73,6 +73,18 @@ JUDGES = {
     "SmoothInversion": partial(SmoothInversion, steps=20),
 }
 """What recovers the triggers that judge a repair, in few steps."""
+
+
+@pytest.fixture
+def run(capsys):
+    """(arguments…) → exit code, standard output, standard error of a command."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,18 +25,6 @@ RUINOUS = ("--set", "recipe.epochs=1", "recipe.learning_rate=5", "recipe.clip_no
 
 
 @pytest.fixture
-def run(capsys):
-    """(arguments…) → exit code, standard output, standard error."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def record_of(run):
     """(arguments…) → exit code, the record on standard output."""
 

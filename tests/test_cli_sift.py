@@ -6,20 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bezoar import cli, sifting
+from bezoar import sifting
 from bezoar.methods.rnp_unlearning import Unlearning
-
-
-@pytest.fixture
-def run(capsys):
-    """(arguments…) → exit code, standard output, standard error."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -382,16 +382,6 @@ def test_a_pattern_chooses_parquet_files(files, manifest, digits):
 # -- the command -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return call
-
-
 HERE = ("--executor", "here")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bezoar import cli, sifting
+from bezoar import sifting
 from bezoar.commands.outputs import every_output
 from bezoar.errors import InputError
 from bezoar.methods.rnp_unlearning import Unlearning
@@ -18,18 +18,6 @@ FULL = Path("/dev/full")
 CANNOT = "/dev/full cannot be written: No space left on device"
 LINE = "import sys; from bezoar import cli; cli.main(sys.argv[1:])"
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
-
-
-@pytest.fixture
-def run(capsys):
-    """(arguments…) → exit code, standard output, standard error."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def on_images(command, model_files, *more, model="planted.toml"):

@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bezoar.visible import visible
@@ -194,17 +194,20 @@ def _p(value: float) -> str:
     return f"{value:.4f}" if value >= 1e-4 else "< 0.0001"
 
 
+def print_rate(name: str, rate: Mapping[str, Any]) -> None:
+    """A share with its interval, from its record."""
+    say(
+        f"{name}  {100 * rate['value']:5.1f} %   (95 %: {100 * rate['low']:.1f} to "
+        f"{100 * rate['high']:.1f}, {rate['count']} images)"
+    )
+
+
 def print_model(record: dict[str, Any]) -> None:
     """The scores of a model that was made, and of its clean twin."""
     for what, scores in (("", record["scores"]), ("clean twin ", record["clean twin"] or {})):
         for name in ("acc", "asr", "ra"):
             if name in scores:
-                value = scores[name]
-                say(
-                    f"{what}{name.upper()}  {100 * value['value']:5.1f} %   "
-                    f"(95 %: {100 * value['low']:.1f} to {100 * value['high']:.1f}, "
-                    f"{value['count']} images)"
-                )
+                print_rate(f"{what}{name.upper()}", scores[name])
     if record["status"] == "weak":
         say("Note: the ASR is below 90 %; do not count this model as a backdoored one.")
     if record["status"] == "natural":

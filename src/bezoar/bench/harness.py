@@ -242,19 +242,20 @@ def run(
         """The record of the model itself, which is measured once for all its runs."""
         return state[nothing[one.entry.name]]
 
-    def missing(one: PlannedRun) -> bool:
-        found = state[one.key]
-        return found is None or (retry and found["state"] == "failed")
-
-    again = {one.key for one in planned if missing(one)}  # a failure that is retried is not there
+    # A failure that is tried again is not there.
+    missing = {
+        key
+        for key, found in state.items()
+        if found is None or (retry and found["state"] == "failed")
+    }
 
     def written() -> list[dict[str, Any]]:
-        lost = summary.unwritten.keys() | again
+        lost = summary.unwritten.keys() | missing
         return [found for key, found in state.items() if found is not None and key not in lost]
 
     def note(one: PlannedRun, record: dict[str, Any]) -> None:
         state[one.key] = record
-        again.discard(one.key)
+        missing.discard(one.key)
         try:
             write_result(out, record)
         except InputError as error:
@@ -270,10 +271,10 @@ def run(
             note(by_key[key], record_of(by_key[key], outcome, executor))
             summary.ran += key not in summary.unwritten
 
-    do(one for one in bench.plan.references if one.key in again)
+    do(one for one in bench.plan.references if one.key in missing)
     able = []
     for one in bench.plan.others:
-        if one.key not in again:
+        if one.key not in missing:
             continue
         reason = _unusable(untouched(one))
         if reason is None:

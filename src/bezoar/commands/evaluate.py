@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from bezoar.commands.exit_codes import OK
 from bezoar.commands.inputs import load
 from bezoar.commands.options import ModelOnImages
 from bezoar.commands.outputs import add_sources, command_line, every_output, write_record
-from bezoar.screen import say
-
-if TYPE_CHECKING:
-    from bezoar.evaluation import Scores
+from bezoar.screen import print_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +42,8 @@ class Evaluate(ModelOnImages):
         with every_output() as attempt:
             if not self.silent:
                 with attempt():
-                    _show(scores)
+                    for name, rate in scores.intervals.items():
+                        print_rate(name.upper(), rate.as_record())
             with attempt():
                 write_record(self.json, record)
         return OK
-
-
-def _show(scores: Scores) -> None:
-    for name, rate in scores.intervals.items():
-        say(
-            f"{name.upper()}  {100 * rate.value:5.1f} %   "
-            f"(95 %: {100 * rate.low:.1f} to {100 * rate.high:.1f}, {rate.count} images)"
-        )
