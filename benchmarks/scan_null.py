@@ -1,14 +1,15 @@
-"""The scan's null, its false alarms and its power: what all witnesses say of many networks.
+"""The scan's null: what all witnesses say of many networks.
 
     BEZOAR_DATA=... python benchmarks/scan_null.py [--sets null] [--executor local:2]
 
 ``null`` are networks without a backdoor that are trained here (``null_networks.py``), with 10, 12,
-43 and 200 classes; ``pool`` the models of the pool, of which the development half was looked at
-while the rule was made and the held-out half was not; ``third-party`` networks that nobody here
-trained. Each network is written to ``results/scan_null.json`` at once, and a rerun does only what
-is missing. From the null networks and the backdoor-free ones of the development half
-``src/bezoar/data/scan_null.json`` is made, against which every scan is judged;
-``scan_power.py`` tells what it all comes to.
+43 and 200 classes; ``pool`` the models of the pool, by default the development half, which was
+looked at while the rule was made. Each network is written to ``results/scan_null.json`` at once,
+and a rerun does only what is missing. From the null networks and the backdoor-free ones of the
+development half ``src/bezoar/data/scan_null.json`` is made, against which every scan is judged.
+``automatic.py`` looks at the held-out half and at networks that nobody here trained (``--half
+held-out`` and ``--sets third-party`` do so here, with one draw of images), and ``scan_power.py``
+tells what it all comes to.
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ from bezoar.records import to_json, write_json, write_text
 RESULTS = Path(__file__).parent / "results" / "scan_null.json"
 NETWORKS = {"digits": 18, "pairs": 10, "cifar10": 9, "gtsrb": 6, "twelve signs": 4}
 NULL = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_null.json"
-VERSION = 1
-KEPT = 0.5  # larger p-values are not stored; they count as 1
+VERSION = 2
 LEARNED = 0.5  # smallest accuracy of a network that counts
 WITNESSES = ("tac", "bti-dbf", "rnp", "neural-cleanse", "weights", "mm-bd")
 
@@ -45,13 +45,13 @@ class Options:
 
     Attributes:
         sets: of networks, in this order.
-        half: of the pool; by default both.
+        half: of the pool.
         executor: where, and how many side by side.
         keep: a folder where trained networks are kept, and taken from where they are there.
     """
 
-    sets: tuple[Literal["null", "pool", "third-party"], ...] = ("null", "pool", "third-party")
-    half: tuple[str, ...] = ("development", "held-out")
+    sets: tuple[Literal["null", "pool", "third-party"], ...] = ("null", "pool")
+    half: tuple[str, ...] = ("development",)
     executor: str = "local:2"
     keep: Path | None = None
 
@@ -92,14 +92,14 @@ def tasks(options: Options, runs: dict[str, dict[str, Any]]) -> Iterator[Task]:
 
 
 def null_networks(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the scan keeps of each network without a backdoor: the p-values below one half."""
+    """What the scan keeps of each network without a backdoor: the p-values below 1."""
     return [
         {
             "task": run.get("task", run["name"]),
             "network": run.get("network", run["name"]),
             "classes": run["classes"],
             "p": {
-                witness: {str(k): p for k, p in enumerate(found["p"]) if p < KEPT}
+                witness: {str(k): p for k, p in enumerate(found["p"]) if p < 1}
                 for witness, found in sorted(run["witnesses"].items())
             },
         }
