@@ -10,6 +10,7 @@ from typing import Any
 
 from bezoar.executors import Failed
 from bezoar.manifest import Row
+from bezoar.spreadsheet import inert
 
 NOT_USABLE = "not usable"
 WORST_FIRST = ("backdoor found", "suspicious", NOT_USABLE, "nothing found")
@@ -17,7 +18,6 @@ COLUMNS = (
     *("model", "images", "verdict", "suspects", "p", "seconds", "reason", "notes"),
     *("weights", "sha256", "record"),
 )
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
 
 
 def finding_entry(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,11 +72,7 @@ def summary(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary_csv(models: Iterable[Mapping[str, Any]]) -> str:
-    """The entries of a summary as a table in CSV, one line each, with a header.
-
-    Text that a spreadsheet would take for a formula gets an apostrophe in front: names of classes
-    come from files that are not trusted.
-    """
+    """The entries of a summary as a table in CSV, one line each, with a header."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -87,16 +83,12 @@ def summary_csv(models: Iterable[Mapping[str, Any]]) -> str:
             "reason": entry.get("failed", {}).get("reason", entry.get("unwritten")),
             "notes": " ".join(entry.get("notices", ())),
         }
-        writer.writerow({key: _inert(value) for key, value in {**entry, **shown}.items()})
+        writer.writerow({key: inert(value) for key, value in {**entry, **shown}.items()})
     return stream.getvalue()
 
 
 def _place(entry: Mapping[str, Any]) -> int:
     return WORST_FIRST.index(verdict_of(entry))
-
-
-def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _reason(failed: Failed) -> str:

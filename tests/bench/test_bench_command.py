@@ -1,6 +1,8 @@
 """``bezoar bench run`` as a user sees it."""
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from bezoar.errors import InputError
 from bezoar.executors import make_executor
 
 HERE = make_executor("here")
+FULL = Path("/dev/full")
 
 pytestmark = pytest.mark.xdist_group("bench")  # they share a pool
 
@@ -55,6 +58,21 @@ def test_a_full_disk_is_not_told_as_done(write_grid, monkeypatch, capsys):
     assert code == 1
     assert said.startswith("0 of 7 runs are done and ")
     assert said.count("not written: ") == 7
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+def test_an_output_that_cannot_be_written_costs_no_other(write_grid, capsys, tmp_path):
+    grid = write_grid(**ONE_METHOD)
+    code, said = run(capsys, "bench", "run", grid, "--executor", "here", "--json", FULL)
+    assert code == 2 and said.startswith("7 of 7 runs are done")
+    code, said = run(capsys, "bench", "table", grid, "--to", tmp_path, "--json", FULL)
+    assert code == 2 and said.startswith("7 of 7 runs are done") and "Tables: " in said
+    assert {"index.html", "table.md", "runs.csv"} <= {path.name for path in tmp_path.iterdir()}
+    in_the_way = tmp_path / "index.html"
+    record = tmp_path / "table.json"
+    code, said = run(capsys, "bench", "table", grid, "--to", in_the_way, "--json", record)
+    assert code == 2 and said.startswith("7 of 7 runs are done") and "Tables: " not in said
+    assert json.loads(record.read_text())["counts"]["done"] == 7
 
 
 def test_a_missing_twin_is_noted_by_both_commands(write_grid, pool_without_twin, capsys):

@@ -190,6 +190,14 @@ def test_csv_has_a_line_for_each_run(summary):
     assert float(other["after_asr_value"]) == 0.5
 
 
+def test_the_csv_computes_nothing(summary):
+    runs = [run | {"model": "=1+1"} for run in summary["runs"]]
+    lines = list(csv.DictReader(io.StringIO(comma_separated(summary | {"runs": runs}))))
+    assert {line["model"] for line in lines} == {"'=1+1"}
+    gains = [run["acc_drop"] for run in runs if run.get("acc_drop", 0) < 0]
+    assert gains and {f"{gain}" for gain in gains} <= {line["acc_drop"] for line in lines}
+
+
 def test_a_loss_of_exactly_five_points_is_not_too_much():
     one = planned(ONE, "rnp")
     plan = Plan(grid=GRID, runs=(one,), entries=(ONE,))

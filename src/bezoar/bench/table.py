@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bezoar.spreadsheet import inert
+
 NONE = "–"
 
 _NOTES = (
@@ -53,7 +55,7 @@ def comma_separated(summary: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({column: inert(cell) for column, cell in line.items()} for line in lines)
     return text.getvalue()
 
 

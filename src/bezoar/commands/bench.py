@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from bezoar.commands.exit_codes import FOUND, OK
-from bezoar.commands.outputs import check_outputs, write_record
+from bezoar.commands.outputs import check_outputs, every_output, write_record
 from bezoar.screen import print_bench, progress_bar, say
 
 if TYPE_CHECKING:
@@ -87,10 +87,13 @@ class BenchRun:
                 ),
                 progress=_in_work(ready, progress),
             )
-        write_record(self.json, summary.as_record())
-        if not silent:
-            print_bench(summary.as_record(), len(ready.plan.runs), str(out))
-            _print_notes(summary.notices)
+        with every_output() as attempt:
+            if not silent:
+                with attempt():
+                    print_bench(summary.as_record(), len(ready.plan.runs), str(out))
+                    _print_notes(summary.notices)
+            with attempt():
+                write_record(self.json, summary.as_record())
         return FOUND if summary.failed or summary.unwritten or ready.plan.unmade else OK
 
 
@@ -128,20 +131,25 @@ class BenchTable:
         results = {one.key: bench.read_result(out, one) for one in plan.runs}
         summary = bench.summarise(plan, results)
         folder = self.to or out / "tables"
-        make_folder(folder)
-        write_text(folder / "table.md", bench.markdown(summary))
-        write_text(folder / "runs.csv", bench.comma_separated(summary))
         there = {key: record for key, record in results.items() if record is not None}
-        write_leaderboard(folder, summary, there)
-        write_record(self.json, {"kind": "bench table", **summary})
-        counts = summary["counts"]
-        if not (self.quiet or self.json == "-"):
-            say(
-                f"{counts['done']} of {counts['planned']} runs are done, {counts['failed']} "
-                f"failed, {counts['missing']} are still to be done."
-            )
-            _print_notes(summary["notices"])
-            say(f"Tables: {folder / 'index.html'}, table.md, runs.csv")
+        counts, silent = summary["counts"], self.quiet or self.json == "-"
+        with every_output() as attempt:
+            if not silent:
+                with attempt():
+                    say(
+                        f"{counts['done']} of {counts['planned']} runs are done, "
+                        f"{counts['failed']} failed, {counts['missing']} are still to be done."
+                    )
+                    _print_notes(summary["notices"])
+            with attempt():
+                write_record(self.json, {"kind": "bench table", **summary})
+            with attempt():
+                make_folder(folder)
+                write_text(folder / "table.md", bench.markdown(summary))
+                write_text(folder / "runs.csv", bench.comma_separated(summary))
+                write_leaderboard(folder, summary, there)
+                if not silent:
+                    say(f"Tables: {folder / 'index.html'}, table.md, runs.csv")
         return OK if counts["done"] == counts["planned"] else FOUND
 
 

@@ -21,6 +21,7 @@ from bezoar.commands.outputs import (
     write_record,
 )
 from bezoar.screen import plain_console, progress_bar, say
+from bezoar.spreadsheet import inert
 
 if TYPE_CHECKING:
     from bezoar.images import ImageSet
@@ -97,8 +98,8 @@ def table(sifting: Sifting, suspects: ImageSet, classes: tuple[str, ...]) -> str
         )
     ):
         name = suspects.names[index] if suspects.names else index
-        row = [name, answer, classes[answer], f"{score:.6g}", f"{p:.6g}", int(index in flagged)]
-        rows.writerow(row)
+        row = [inert(name), answer, inert(classes[answer]), f"{score:.6g}", f"{p:.6g}"]
+        rows.writerow([*row, int(index in flagged)])
     return text.getvalue()
 
 
