@@ -84,6 +84,12 @@ def test_every_kind_and_verdict_is_a_sound_page(make_record, kind, verdict):
     assert not any(tag in {"script", "iframe", "object", "form"} for tag, _ in outline.tags)
 
 
+@pytest.mark.parametrize("kind", ["scan", "clean", "demo"])
+def test_a_number_and_its_percent_sign_stay_on_one_line(kind, make_record):
+    html = render(make_record(kind))
+    assert "98.4\N{NO-BREAK SPACE}%" in html and not re.search(r"\d %", html)
+
+
 def test_scan_headline_is_the_verdict_and_the_suspect_is_named(make_record):
     outline = is_sound(render(make_record("scan")))
     assert outline.headings[0] == "Backdoor found"

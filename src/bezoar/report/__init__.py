@@ -68,6 +68,12 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_together,
     )
     found.filters["pieces"] = words.pieces
     return found
+
+
+def _together(value: Any) -> Any:
+    """A number and its percent sign stay on one line."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
