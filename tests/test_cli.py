@@ -175,6 +175,20 @@ def test_inspect_of_a_description_says_whether_it_fits(record_of, run, model_fil
     assert (code, out) == (2, "") and "conv1.weight" in err
 
 
+def test_inspect_runs_no_file_that_only_the_description_names(record_of, model_files, tmp_path):
+    build = "from bezoar.networks.small_cnn import small_cnn\n"
+    (tmp_path / "net.py").write_text(f"{build}open({str(tmp_path / 'ran')!r}, 'w')\n")
+    text = (model_files / "twin.toml").read_text().replace("bezoar:small-cnn", "net.py:small_cnn")
+    path = tmp_path / "model.toml"
+    path.write_text(text.replace("twin.safe", f"{model_files}/twin.safe"))
+    code, record = record_of("inspect", path)
+    assert code == 0 and not (tmp_path / "ran").exists() and record["num_classes"] == 10
+    (notice,) = record["notices"]
+    assert "was not looked at" in notice and "net.py:small_cnn" in notice
+    code, record = record_of("inspect", path, "--architecture", f"{tmp_path}/net.py:small_cnn")
+    assert code == 0 and (tmp_path / "ran").exists() and record["notices"] == []
+
+
 def test_inspect_with_an_architecture_asks_for_no_mean_and_no_std(run, record_of, model_files):
     weights = model_files / "planted.pt"
     code, record = record_of("inspect", weights, "--architecture", "bezoar:small-cnn")

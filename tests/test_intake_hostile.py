@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from bezoar import intake
 from bezoar.errors import InputError, UnsafeFileError
-from bezoar.intake import WeightsFile, read_weights
+from bezoar.intake import WeightsFile, load_model, read_weights, torch_files
+from bezoar.networks.architectures import build_network
 
 MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
 
@@ -207,6 +209,41 @@ def test_zip_bombs_are_refused_unread(tmp_path):
         read_weights(path)
 
 
+def test_of_compressed_records_only_so_much_is_read(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(torch_files, "MAX_CODE_BYTES", 1000)
+    monkeypatch.setattr(torch_files, "list_globals", lambda s: read.append(len(s.read())) or ())
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("constants", *map(str, range(50))):
+            archive.writestr(f"archive/{name}.pkl", bytes(300))
+    with pytest.raises(InputError):
+        read_weights(path)
+    assert sum(read) == 1000
+
+
+@pytest.mark.parametrize(
+    ("head", "built"),
+    [
+        (torch.zeros(3_000_000, 0), ["cpu"]),  # declares its rows for nothing, so it is no head
+        (torch.zeros(1_000_000, 1, dtype=torch.uint8), ["meta"]),
+        (torch.zeros(1, dtype=torch.uint8).expand(1_000_000, 1), ["meta"]),
+    ],
+)
+def test_a_head_of_millions_of_rows_takes_no_memory(tmp_path, monkeypatch, head, built):
+    devices = []
+
+    def build(*arguments, **options):
+        devices.append(torch.zeros(1).device.type)
+        return build_network(*arguments, **options)
+
+    monkeypatch.setattr(intake, "build_network", build)
+    torch.save({"fc.weight": head, "conv1.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="do not fit the network"):
+        load_model(tmp_path / "model.pt", architecture="bezoar:resnet-8", mean=(0.0,), std=(1.0,))
+    assert devices == built
+
+
 def test_pickle_bombs_are_refused(tmp_path):
     deep_list = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
     deep_tuple = b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s."
@@ -215,7 +252,8 @@ def test_pickle_bombs_are_refused(tmp_path):
         b"K" + bytes([i]) + b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1])) * 50 + b"es"
         for i in range(1, 60)
     ) + b"."  # fmt: skip
-    for pickled in (deep_list, deep_tuple, wide_tuple, doubling):
+    one_by_one = b"\x80\x02}(" + b"K\x01" * 200 + b"tq\x00(" + b"h\x00" * 200 + b"tK\x01s."
+    for pickled in (deep_list, deep_tuple, wide_tuple, doubling, one_by_one):
         in_zip(pickled, tmp_path / "model.pt")
         with pytest.raises(InputError):
             read_weights(tmp_path / "model.pt")

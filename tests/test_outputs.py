@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bezoar import sifting
-from bezoar.commands.outputs import every_output
+from bezoar.commands.outputs import check_outputs, every_output
 from bezoar.errors import InputError
 from bezoar.methods.rnp_unlearning import Unlearning
 
@@ -22,6 +22,14 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full
 
 def on_images(command, model_files, *more, model="planted.toml"):
     return (command, model_files / model, *more, "--images", model_files / "clean.npz")
+
+
+@needs_full
+def test_a_device_needs_no_folder_to_write_in(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # an ordinary user's /dev
+    check_outputs(FULL)
+    with pytest.raises(InputError, match="no files can be made in"):
+        check_outputs(tmp_path / "a")
 
 
 # -- what was found is kept ------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bezoar.errors import InputError
-from bezoar.records import write_bytes
+from bezoar.records import read_toml, write_bytes, write_text
 
 FULL = Path("/dev/full")
 
@@ -30,6 +30,35 @@ def test_a_link_stays_and_what_it_leads_to_is_renewed(tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "deep" / "real").read_bytes() == b"new"
     assert names(tmp_path / "deep") == ["real"]
+
+
+def test_what_is_no_text_is_spelled_out(tmp_path):
+    write_text(tmp_path / "a", "é w\udcff")
+    assert (tmp_path / "a").read_bytes() == "é w\\udcff".encode()
+
+
+def test_two_writers_do_not_meet(tmp_path):
+    """Not even as two containers with one process id."""
+    failed = []
+
+    def write(content):
+        for _ in range(100):
+            try:
+                write_bytes(tmp_path / "a", content)
+            except InputError as error:
+                failed.append(error)
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in (b"one", b"two")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failed == [] and names(tmp_path) == ["a"]
+
+
+def test_toml_may_begin_with_a_mark(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfa = 1\n")
+    assert read_toml(tmp_path / "a.toml") == {"a": 1}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")

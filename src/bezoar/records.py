@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,12 @@ def write_json(path: Path, record: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 beside ``path`` and renames, so that no half file is ever there.
 
+    What is no text, as a file name in another encoding, is spelled out.
+
     Raises:
         InputError: nothing can be written there.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -57,7 +60,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise InputError(f"{path} is a folder; give the name of a file in it")
     special = path.exists() and not path.is_file()
     place = path if special else Path(os.path.realpath(path))
-    partial = place.with_name(f".{place.name}.{os.getpid()}.part")
+    # Not the process id: containers that share a folder have equal ones.
+    partial = place.with_name(f".{place.name}.{secrets.token_hex(8)}.part")
     try:
         if special:
             path.write_bytes(content)
@@ -93,7 +97,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a mark
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

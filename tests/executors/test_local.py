@@ -298,6 +298,14 @@ def test_seconds_are_those_of_each_task():
     assert outcomes["long"].seconds >= 1 and outcomes["double"].seconds < 0.5
 
 
+def test_a_module_in_the_working_folder_runs_in_no_worker(monkeypatch, tmp_path):
+    for name in ("json", "bezoar"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    outcomes = run(task(functions.double, number=21))
+    assert outcomes["double"].value == 42 and not (tmp_path / "ran").exists()
+
+
 def test_the_time_of_each_task_is_its_own():
     tasks = [task(functions.sleep, key=str(n), seconds=0.6) for n in range(3)]
     outcomes = in_one_process(*tasks, task(functions.sleep, seconds=60), timeout_s=1.5)

@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,11 @@ def test_damaged_archives_are_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"set\.npz"):
             ImageSet.open(path)
+    with zipfile.ZipFile(path, "w") as archive, archive.open("images.npy", "w") as member:
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 3, 224, 224)}
+        np.lib.format.write_array_header_1_0(member, shape)  # more than there can be
+    with pytest.raises(InputError, match=r"set\.npz"):
+        ImageSet.open(path)
     np.save(tmp_path / "one.npy", NCHW)
     (tmp_path / "one.npy").rename(path)
     with pytest.raises(InputError, match="a single array"):

@@ -41,7 +41,8 @@ def check_outputs(*outputs: Path | str | None, inputs: tuple[Path | str, ...] = 
                 f"{path} cannot be written: the folder {path.parent} does not exist; create it, or "
                 "give another file"
             )
-        if not os.access(path.parent, os.W_OK):
+        special = path.exists() and not path.is_file()  # a device or a pipe is written to as it is
+        if not special and not os.access(path.parent, os.W_OK):
             raise InputError(
                 f"{path} cannot be written: no files can be made in {path.parent}; give a file in "
                 "a folder that you may write to"

@@ -35,7 +35,9 @@ class WorkerProcess:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._stderr: IO[bytes] = tempfile.TemporaryFile(prefix="bezoar-")  # noqa: SIM115
         self.process = subprocess.Popen(  # noqa: S603 (our own interpreter and code)
-            [sys.executable, "-c", _START, json.dumps(sys.path), str(os.getpid())],
+            # -P: with -c alone the working folder could shadow what is imported before sys.path is
+            # set, and a json.py of a stranger would run.
+            [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -9,6 +9,7 @@ network's source.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from bezoar.intake.matching import load_into
 from bezoar.intake.purified_files import check_purified_writable, source_beside, write_purified
 from bezoar.intake.weights import WeightsFile, check_finite, read_weights
 from bezoar.intake.writing import check_ending, check_writable, write_weights
-from bezoar.networks.architectures import build_network
+from bezoar.networks.architectures import build_network, runs_a_file
 from bezoar.networks.purified import Purified, fronted
 
 __all__ = [
@@ -57,6 +58,13 @@ __all__ = [
     "write_purified",
     "write_weights",
 ]
+
+
+MANY = 10_000  # classes or channels, from which on the shapes are compared before memory is taken
+_NOT_RUN = (
+    "Whether the weights fit was not looked at: that would run {}, which the description names; "
+    "give the architecture yourself to have it run."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,14 +137,18 @@ def check_fit(
 ) -> tuple[WeightsFile, ModelDescription, tuple[str, ...]]:
     """Reads a model whose weights fit its architecture, without what only running it needs.
 
-    So ``mean`` and ``std`` may be missing, and weights that are not finite numbers are taken. The
-    rest is as for ``load_model``.
+    So ``mean`` and ``std`` may be missing, and weights that are not finite numbers are taken. A
+    ``file.py:function`` that only a ``.toml`` names is not run, since both may come from a
+    stranger: whether the weights fit it stays open, and a notice says so. The rest is as for
+    ``load_model``.
 
     Returns:
         The file of weights, the description, and full sentences on choices that were made.
     """
     description, where = _described(source, overrides, to_run=False)
     weights = read_weights(description.weights, entry=description.entry)
+    if runs_a_file(description.architecture) and overrides.get("architecture") is None:
+        return weights, description, (*weights.notices, _NOT_RUN.format(description.architecture))
     _, description, notices = _filled(weights, description, where)
     return weights, description, notices
 
@@ -164,14 +176,24 @@ def _filled(
             f"{where} names {len(description.classes)} classes, and the network in "
             f"{weights.path} has {num_classes}; name every class once, in the order of the logits"
         )
-    network = build_network(
-        description.architecture,
-        description.arguments,
-        num_classes=known.num_classes,
-        channels=channels,
-    )
-    if known.purifiers:
-        network = fronted(network, weights.tensors)
+
+    def build() -> nn.Module:
+        network = build_network(
+            description.architecture,
+            description.arguments,
+            num_classes=known.num_classes,
+            channels=channels,
+        )
+        return fronted(network, weights.tensors) if known.purifiers else network
+
+    if max(known.num_classes or 0, channels or 0) > MANY:
+        # A thin tensor in a small file can claim millions of classes. Without memory for its values
+        # the network shows whether the file has what it needs.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing is copied
+            load_into(build(), weights)
+    network = build()
+    if isinstance(network, Purified):
         _check_same_images(network, description, where)
     return network, description, weights.notices + load_into(network, weights)
 

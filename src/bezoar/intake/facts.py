@@ -188,7 +188,9 @@ def find_stem(tensors: Mapping[str, Tensor], *, in_file_order: bool = True) -> s
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:
-    return tensor.ndim >= 2 and (name in WEIGHT_ENDINGS or name.endswith(_DOTTED_ENDINGS))
+    """Also for whom its shape is no proof: an empty tensor declares any number of rows for free."""
+    named = name in WEIGHT_ENDINGS or name.endswith(_DOTTED_ENDINGS)
+    return named and tensor.ndim >= 2 and tensor.numel() > 0
 
 
 def _owner(name: str) -> str:

@@ -191,7 +191,7 @@ class _Machine:
         inner = [self.tuples[id(item)] for item in items if id(item) in self.tuples]
         depth = 1 + max((depth for depth, _, _ in inner), default=0)
         leaves = len(items) + sum(leaves for _, leaves, _ in inner)
-        if depth > MAX_DEPTH or (depth > 2 and leaves > MAX_TUPLE_LEAVES):
+        if depth > MAX_DEPTH or (depth > 1 and leaves > MAX_TUPLE_LEAVES):
             raise InputError("its tuples are nested too deeply")
         if items:  # the empty tuple is one object for all
             self.tuples[id(value)] = (depth, leaves, value)

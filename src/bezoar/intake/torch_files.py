@@ -26,7 +26,7 @@ from bezoar.intake import pickle_scan
 from bezoar.intake.pickle_globals import HARMLESS, UNSUPPORTED, list_globals
 
 MAX_VIEW_FACTOR = 16  # tensors may overlap in a file, but not to make much more of it than it is
-MAX_CODE_BYTES = 2**24  # read of a compressed record, to name what it asks for
+MAX_CODE_BYTES = 2**24  # read of compressed records, to name what they ask for
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 ASK_THE_SENDER = (
@@ -143,11 +143,13 @@ def _record(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> byt
 
 def _globals_of(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) -> tuple[str, ...]:
     found: dict[str, None] = {}
+    left = MAX_CODE_BYTES
     for name, entry in records.items():
-        if name.endswith(".pkl"):
+        if name.endswith(".pkl") and left:
             with archive.open(entry) as record:
-                pickled = io.BytesIO(record.read(MAX_CODE_BYTES))
-                found.update(dict.fromkeys(list_globals(pickled)))
+                pickled = record.read(left)
+            left -= len(pickled)
+            found.update(dict.fromkeys(list_globals(io.BytesIO(pickled))))
     return tuple(found)
 
 

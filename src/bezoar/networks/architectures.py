@@ -38,6 +38,16 @@ PRETRAINED_NAMES = (
 _module_numbers = itertools.count()
 
 
+def runs_a_file(architecture: str) -> bool:
+    """Whether building it runs a Python file that is no installed package: ``file.py:function``.
+
+    >>> runs_a_file("nets/mine.py:build"), runs_a_file("timm:resnet18")
+    (True, False)
+    """
+    installed = architecture.partition(":")[0] in ("timm", "torchvision", "bezoar")
+    return not installed and architecture.rpartition(":")[0].endswith(".py")
+
+
 def build_network(
     architecture: str,
     arguments: Mapping[str, Any] | None = None,

@@ -22,6 +22,8 @@ LABEL_KEYS = ("labels", "label", "y", "targets", "y_test", "test_labels", "arr_1
 Layout = Literal["NCHW", "NHWC", "NHW"]
 
 _CHUNK = 1024
+# MemoryError: a header may declare more than there can be.
+_DAMAGE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def read_npz(
@@ -67,7 +69,7 @@ def read_npz(
             unused = [key for key in archive.files if key not in (image_key, found_label_key)]
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         if "allow_pickle" in str(error):
             reason = "holds pickled objects, which can run code when loaded, and was refused"
         elif isinstance(error, OSError) and error.errno is not None:
