@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from bezoar.errors import InputError
-from bezoar.networks.architectures import build_network
+from bezoar.networks import architectures
+from bezoar.networks.architectures import build_network, sources_beside
 from bezoar.networks.vision import import_torchvision
 
 
@@ -52,6 +53,57 @@ def test_files_beside_it_can_be_imported_and_two_folders_do_not_mix(tmp_path):
         assert network.weight.shape == (size, size)
     assert sys.path == before
     assert "layers" not in set(sys.modules) - modules
+
+
+def test_libraries_of_an_environment_beside_it_stay_imported(tmp_path, monkeypatch):
+    """Some, such as torchvision, cannot be imported twice in a process."""
+    packages = tmp_path / ".venv" / "lib" / "site-packages"
+    (packages / "bezoar_test_library").mkdir(parents=True)
+    (packages / "bezoar_test_library" / "__init__.py").write_text("from . import inner\n")
+    (packages / "bezoar_test_library" / "inner.py").touch()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "bezoar_test_layers.py").touch()
+    (tmp_path / "bezoar_test_beside.py").touch()
+    monkeypatch.setattr(sys, "path", [*sys.path, str(packages)])
+    path = write(
+        tmp_path,
+        "import sys, bezoar_test_library, bezoar_test_beside\n"
+        f"sys.path.append({str(tmp_path / 'own')!r})\n"
+        "import bezoar_test_layers\n"
+        "def build(): return nn.Linear(1, 1)\n",
+    )
+    build_network(f"{path}:build")
+    stayed = sorted(name for name in sys.modules if name.startswith("bezoar_test_"))
+    assert stayed == ["bezoar_test_library", "bezoar_test_library.inner"]
+    for name in stayed:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_the_sources_that_may_be_imported_are_those_beside_and_below(tmp_path):
+    for name in (
+        *("net.py", "layers.py", "blocks/__init__.py", "blocks/deep/er.py", "notes.txt"),
+        *(".venv/a.py", ".hidden.py", "__pycache__/a.py", "env/lib/a.py", "conda/lib/a.py"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "env" / "pyvenv.cfg").touch()
+    (tmp_path / "conda" / "conda-meta").mkdir()
+    (tmp_path / "blocks" / "up").symlink_to(tmp_path)
+    found = sources_beside(tmp_path / "net.py")
+    assert [file.relative_to(tmp_path).as_posix() for file in found] == [
+        *("layers.py", "blocks/__init__.py", "blocks/deep/er.py")
+    ]
+
+
+def test_of_very_many_sources_the_nearest_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(architectures, "_MOST_FILES", 2)
+    (tmp_path / "a").mkdir()
+    for name in ("net.py", "z.py", "a/b.py", "a/c.py"):
+        (tmp_path / name).touch()
+    found = sources_beside(tmp_path / "net.py")
+    assert [file.name for file in found] == ["z.py", "b.py"]
+    monkeypatch.setattr(architectures, "_MOST_FOLDERS", 1)
+    assert [file.name for file in sources_beside(tmp_path / "net.py")] == ["z.py"]
 
 
 def test_building_leaves_the_random_generator_as_it_was():

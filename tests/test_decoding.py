@@ -257,6 +257,20 @@ def test_crop_cuts_the_overhanging_sides():
     assert (read(encoded(Image.fromarray(values)), 1, (10, 10), "crop") == 255).all()
 
 
+@pytest.mark.parametrize(("width", "height"), [(65_000, 1), (1, 65_000), (20_000_000, 1)])
+def test_a_narrow_strip_is_not_blown_up_to_be_cut(width, height):
+    """The part that overhangs is resized before it is cut off, here to gigabytes."""
+    strip = encoded(Image.new("L", (width, height)))
+    with pytest.raises(InputError) as caught:
+        read(strip, 1, (224, 224), "crop")
+    scaled = 224 * 224 * max(width, height)
+    assert str(caught.value).startswith(f"a.png is {width} pixels wide and {height} high; ")
+    assert f"would have {scaled:,} pixels, more than {Image.MAX_IMAGE_PIXELS:,};" in str(
+        caught.value
+    )
+    assert read(strip, 1, (224, 224), "stretch").shape == (1, 224, 224)
+
+
 def test_box_is_cut_out_and_enlarged_to_the_size_of_the_whole():
     image = Image.fromarray(RGB)
     box = (1.5, 2.0, 6.25, 5.0)

@@ -1,11 +1,14 @@
 """Scans of a manifest: what is refused by line, what is isolated, what is not done again."""
 
 import csv
+import errno
 import functools
 import json
 import math
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +227,30 @@ def test_a_record_is_named_after_all_that_it_is_made_from(files, manifest, monke
     assert len(different) == 11
 
 
+def test_a_module_that_an_architecture_imports_is_part_of_what_a_record_is_made_from(
+    files, manifest
+):
+    path = manifest(
+        row("twin.safetensors", **{**FACTS, "architecture": "net.py:good"}),
+        row("twin.safetensors", **FACTS),
+    )
+    (files / "blocks").mkdir()
+    (files / "blocks" / "layers.py").touch()
+
+    def names():
+        return tuple(_names(read_manifest(path), ScanOptions()))
+
+    first, without = names()
+    (files / "beside.py").write_text("WIDTH = 16\n")
+    second, same = names()
+    (files / "blocks" / "layers.py").write_text("import torch\n")
+    third, as_well = names()
+    assert len({first, second, third}) == 3
+    assert without == same == as_well, "no code of the user's own goes into it"
+    (files / "notes.md").touch()
+    assert names() == (third, without)
+
+
 def test_the_nulls_that_a_record_is_judged_by_are_those_of_the_package():
     assert {"scan_null.json", "rnp_null.json", "bti_dbf_null.json"} <= fleet._nulls().keys()
 
@@ -359,6 +386,7 @@ def test_without_a_folder_no_record_is_kept(manifest):
 
 
 def test_a_pattern_chooses_parquet_files(files, manifest, digits):
+    """And only these: records that are kept in the same folder are no change of the images."""
     pytest.importorskip("pyarrow")
     import io
 
@@ -375,8 +403,42 @@ def test_a_pattern_chooses_parquet_files(files, manifest, digits):
     pq.write_table(table.slice(0, 150), files / "part-0.parquet")
     pq.write_table(table.slice(150), files / "part-1.parquet")
     rows = read_manifest(manifest(row("planted.toml", "part-*.parquet")))
-    (model,) = scan_models(rows, ScanOptions(), HereExecutor())["models"]
-    assert model["verdict"] == "backdoor found"
+    out = files / "out"
+    (model,) = scan_models(rows, ScanOptions(), HereExecutor(), out=out)["models"]
+    assert (model["verdict"], model["scanned"]) == ("backdoor found", "now")
+    (files / "whole.parquet").touch()
+    (again,) = scan_models(rows, ScanOptions(), HereExecutor(), out=out)["models"]
+    assert again["scanned"] == "before"
+    pq.write_table(table.slice(150, 20), files / "part-1.parquet")
+    assert list(_names(rows, ScanOptions())) != [next(out.iterdir()).stem]
+
+
+def test_a_folder_that_takes_no_records_is_refused_before_any_scan(
+    files, manifest, tmp_path, monkeypatch
+):
+    rows = read_manifest(manifest(row("twin.toml")))
+    out, options, executor = tmp_path / "out", ScanOptions(methods=("tac",)), Counting()
+
+    def refuse(*_arguments, **_options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "NamedTemporaryFile", refuse)
+        with pytest.raises(InputError) as refused:
+            scan_models(rows, options, executor, out=out)
+    assert str(refused.value).startswith(f"no records can be written in {out}: Permission denied;")
+    assert executor.keys == []
+    scan_models(rows, options, executor, out=out)
+    assert len(list(out.iterdir())) == 1, "what was tried leaves nothing behind"
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    (again,) = scan_models(rows, options, executor, out=out)["models"]
+    assert again["scanned"] == "before", "where nothing is to be written, reading is enough"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_nobody_may_create_files_there_root_neither(run, manifest):
+    code, shown, error = run("scan", "--manifest", manifest(row("twin.toml")), "--out", "/proc")
+    assert (code, shown) == (2, "") and "no records can be written in /proc" in error
 
 
 # -- the command -----------------------------------------------------------------------------------

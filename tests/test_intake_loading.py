@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from versioned_layer import VersionedLinear
 
 from bezoar.errors import InputError
 from bezoar.intake import (
@@ -20,6 +21,8 @@ from bezoar.intake import (
     read_weights,
     write_weights,
 )
+from bezoar.networks.architectures import build_network
+from bezoar.networks.vision import import_torchvision
 
 MODELS = Path(os.environ.get("BEZOAR_DATA", "")) / "models"
 
@@ -188,6 +191,26 @@ def test_half_precision_becomes_the_networks_float32(tmp_path):
     assert target.fc.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_module_that_asks_for_its_version_gets_that_of_the_network(tmp_path, ending, prefix):
+    source, target = (nn.Sequential(VersionedLinear(3, 2)) for _ in range(2))
+    load_into(target, read(prefixed(source.state_dict(), prefix), tmp_path / f"a.{ending}"))
+    assert torch.equal(target[0].weight, source[0].weight)
+
+
+def test_a_network_of_torchvision_that_asks_for_its_version(tmp_path):
+    try:
+        import_torchvision()
+    except InputError:
+        pytest.skip("torchvision is not installed (extra 'vision')")
+    source, target = (
+        build_network("torchvision:mnasnet0_5", num_classes=3, channels=3) for _ in range(2)
+    )
+    load_into(target, read(source.state_dict(), tmp_path / "a.safetensors"))
+    assert torch.equal(target.classifier[1].weight, source.classifier[1].weight)
+
+
 def test_only_the_batch_counters_may_be_missing(tmp_path):
     state = {n: t for n, t in network().state_dict().items() if "num_batches" not in n}
     weights = read(state, tmp_path / "a.pt")
@@ -221,6 +244,12 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded(tmp_path, change, mes
         load_into(target, weights)
     for name, tensor in target.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_shapes_that_are_still_unknown_are_told(tmp_path):
+    weights = read(nn.Sequential(nn.Linear(4, 5)).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(InputError, match="lazy layers"):
+        load_into(nn.Sequential(nn.LazyLinear(5)), weights)
 
 
 def test_equal_shapes_under_other_names_are_never_matched_by_position(tmp_path):

@@ -75,8 +75,8 @@ def decode(
         box: the part of the image to keep; it is resized (bicubic) to the size of the whole image.
 
     Raises:
-        InputError: the image cannot be read, has another size and ``target.resize`` is "none", or
-            the box does not lie in it.
+        InputError: the image cannot be read, has another size and ``target.resize`` is "none", is
+            too narrow to be cut, or the box does not lie in it.
     """
     with _opened(source, name) as image:
         image.load()
@@ -213,6 +213,14 @@ def _fitted(image: Image.Image, target: Target, name: str) -> Image.Image:
         scaled = (max(width, height * image.width // image.height), height)
     else:
         scaled = (width, max(height, width * image.height // image.width))
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and scaled[0] * scaled[1] > limit:
+        raise InputError(
+            f"{name} is {image.width} pixels wide and {image.height} high; resized to be cut to "
+            f"{width} wide and {height} high it would have {scaled[0] * scaled[1]:,} pixels, more "
+            f"than {limit:,}; expected a picture; take it out, cut it yourself, or pass "
+            "--resize stretch"
+        )
     left, upper = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
     image = image.resize(scaled, Image.Resampling.BILINEAR)
     return image.crop((left, upper, left + width, upper + height))

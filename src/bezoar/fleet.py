@@ -6,8 +6,10 @@ too much memory is named with its reason, and the others go on.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -27,6 +29,7 @@ from bezoar.fleet_summary import failure_entry, finding_entry, row_entry, summar
 from bezoar.images import ImageSet
 from bezoar.intake import ModelDescription, load_model
 from bezoar.manifest import Row
+from bezoar.networks.architectures import sources_beside
 from bezoar.records import make_folder, to_json, write_json
 
 KIND = "scan of a manifest"
@@ -76,8 +79,9 @@ def scan_models(
         executor: where.
         out: a folder for one record of each model, made if it is not there; with None no record is
             kept. A record is named after all that it was made from, so that a model or images that
-            have changed are scanned anew; a model that failed has none, and is tried again. Where
-            a record cannot be written, its entry says why, as ``unwritten``.
+            have changed are scanned anew, as is one with an architecture of the user's own when a
+            Python file beside or below that changes; a model that failed has none, and is tried
+            again. Where a record cannot be written, its entry says why, as ``unwritten``.
         finished: called after each model.
         progress: called with a model's name, what it does, and the share that is finished.
 
@@ -86,8 +90,8 @@ def scan_models(
         "not usable".
 
     Raises:
-        InputError: ``out`` cannot be made, or a model without images is to be audited or looked at
-            by a method that needs them.
+        InputError: ``out`` cannot be made, or takes no record of a scan that is to come, or a model
+            without images is to be audited or looked at by a method that needs them.
     """
     started = time.perf_counter()
     blind = next((row for row in rows if row.images is None), None)
@@ -109,6 +113,8 @@ def scan_models(
         if record is not None:
             found[name] = _entry(row, record, out, name) | {"scanned": "before"}
     missing = [_task(name, row, options) for name, row in names.items() if name not in found]
+    if out is not None and missing:
+        _check_takes_files(out)
     if finished is not None and found:
         finished("", len(found), len(rows))
     for name, outcome in executor.run(missing, progress=progress):
@@ -189,20 +195,40 @@ def _task(name: str, row: Row, options: ScanOptions) -> Task:
         "options": msgspec.to_builtins(options),
         "pattern": row.pattern,
     }
-    return Task(key=name, function=scan_one, arguments=arguments, files=row.files)
+    return Task(
+        key=name, function=scan_one, arguments=arguments, files=row.files, patterns=row.patterns
+    )
+
+
+def _check_takes_files(folder: Path) -> None:
+    """Finds out before any scan; rights alone do not tell, as a file system can be read-only."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part"):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"no records can be written in {folder}: {error.strerror or error}; give a folder that "
+            "you may write to"
+        ) from error
 
 
 def _names(rows: Sequence[Row], options: ScanOptions) -> dict[str, Row]:
     """Stem of the model and hash of all that its record is made from → row."""
-    keys: dict[str, str] = {}
 
-    def key(path: str) -> str:
-        if path not in keys:
-            try:
-                keys[path] = pack(Path(path), _forget).key
-            except OSError as error:  # the scan will say so, and leave no record
-                keys[path] = str(error)
-        return keys[path]
+    @functools.cache
+    def key(path: str, pattern: str | None) -> str:
+        try:
+            return pack(Path(path), _forget, pattern).key
+        except OSError as error:  # the scan will say so, and leave no record
+            return str(error)
+
+    @functools.cache
+    def imported(source: str) -> dict[str, str]:
+        folder = Path(source).resolve().parent
+        return {
+            file.relative_to(folder).as_posix(): key(str(file), None)
+            for file in sources_beside(Path(source))
+        }
 
     witnesses = [
         {"name": method.name, **method.configuration()}
@@ -211,7 +237,12 @@ def _names(rows: Sequence[Row], options: ScanOptions) -> dict[str, Row]:
     settings = [bezoar.__version__, _nulls(), witnesses, msgspec.to_builtins(options)]
     named: dict[str, Row] = {}
     for row in rows:
-        content = {name: key(path) for name, path in row.files.items()}
+        content: dict[str, Any] = {
+            name: key(path, row.patterns.get(name)) for name, path in row.files.items()
+        }
+        # Only where there are some, so that the names of other records stay.
+        if "source" in row.files and (beside := imported(row.files["source"])):
+            content["imported"] = beside
         facts = msgspec.to_builtins(row.description) | {"weights": None}
         if "source" in content:
             facts["architecture"] = row.description.architecture.rpartition(":")[2]

@@ -48,6 +48,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.images is None else split_pattern(self.images)[1]
 
     @property
+    def patterns(self) -> dict[str, str]:
+        """The same for each of ``files`` that has one."""
+        return {} if self.pattern is None else {"images": self.pattern}
+
+    @property
     def files(self) -> dict[str, str]:
         """What a scan reads: argument of ``scan_one`` → path."""
         source, _, _ = self.description.architecture.rpartition(":")

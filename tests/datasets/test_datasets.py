@@ -35,10 +35,12 @@ def encode(pixels, kind="PNG"):
 def write(path, pixels, labels, *, kind="PNG", names=NAMES, **columns):
     cells = [{"bytes": encode(p, kind), "path": f"{i}"} for i, p in enumerate(pixels)]
     table = pa.table({"image": cells, "label": list(labels)} | columns)
-    features = {"label": {"_type": "ClassLabel", "names": names}}
-    info = json.dumps({"info": {"features": features}})
+    if names is not None:
+        features = {"label": {"_type": "ClassLabel", "names": names}}
+        info = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": info})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata({"huggingface": info}), path)
+    pq.write_table(table, path)
 
 
 def rows(images):
@@ -449,6 +451,51 @@ def test_a_path_with_parts_gives_the_part(tmp_path):
     write(tmp_path / "files/test.parquet", pictures(2), [0, 1])
     assert len(open_dataset(tmp_path / "files", "train")) == 3
     assert len(open_dataset(tmp_path / "files", "test")) == 2
+
+
+def labels_of(folder):
+    """Label → class name of both parts, from files whose labels are ``train`` and ``test``."""
+    parts = [open_dataset(folder, split) for split in SPLITS]
+    assert parts[0].classes == parts[1].classes
+    return [[part.classes[label] for label in part.labels] for part in parts], parts
+
+
+def test_named_labels_have_the_same_indices_in_both_parts(tmp_path):
+    """Names in parquet, of which a part lacks one: those after it must not move up."""
+    write(tmp_path / "a/train-0.parquet", pictures(2), ["dog", "bird"], names=None)
+    write(tmp_path / "a/train-1.parquet", pictures(1), ["cat"], names=None)
+    write(tmp_path / "a/test.parquet", pictures(3), ["bird", "dog", "ant"], names=None)
+    names, (train, test) = labels_of(tmp_path / "a")
+    assert names == [["dog", "bird", "cat"], ["bird", "dog", "ant"]]
+    assert train.classes == ("ant", "bird", "cat", "dog")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([3, 1, 2], [1, 3, 0])
+
+
+def test_parts_whose_schemas_order_the_classes_otherwise_have_the_same_indices(tmp_path):
+    write(tmp_path / "a/train.parquet", pictures(2), [0, 1], names=["dog", "cat"])
+    write(tmp_path / "a/test.parquet", pictures(2), [0, 1], names=["cat", "dog"])
+    names, (train, _) = labels_of(tmp_path / "a")
+    assert names == [["dog", "cat"], ["cat", "dog"]] and train.classes == ("dog", "cat")
+    write(tmp_path / "a/test.parquet", pictures(2), ["cat", "dog"], names=None)
+    assert labels_of(tmp_path / "a")[0] == names
+    write(tmp_path / "a/test.parquet", pictures(1), ["eel"], names=None)
+    with pytest.raises(InputError, match="the class 'eel' is none of the 2 class names"):
+        open_dataset(tmp_path / "a", "test")
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [None, None]])
+def test_a_part_without_names_leaves_the_other_as_it_is(labels, tmp_path):
+    write(tmp_path / "a/train.parquet", pictures(2), ["dog", "cat"], names=None)
+    write(tmp_path / "a/test.parquet", pictures(2), labels, names=None)
+    assert open_dataset(tmp_path / "a", "train").labels.tolist() == [1, 0]
+    test = open_dataset(tmp_path / "a", "test")
+    assert test.classes is None and (test.labels is None) == (None in labels)
+
+
+def test_a_name_that_two_classes_share_is_no_hindrance_where_the_parts_agree(tmp_path):
+    for part in SPLITS:
+        write(tmp_path / f"a/{part}.parquet", pictures(3), [0, 1, 2], names=["crane", "b", "crane"])
+    assert open_dataset(tmp_path / "a", "test").labels.tolist() == [0, 1, 2]
 
 
 def test_a_name_wins_over_a_folder_called_the_same(tmp_path, monkeypatch):

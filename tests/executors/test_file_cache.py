@@ -101,6 +101,22 @@ def test_the_key_follows_name_and_content(folder, tmp_path, store):
     assert pack(folder, store.put).key != key
 
 
+def test_of_a_folder_with_a_pattern_only_what_it_chooses_travels(tmp_path, store):
+    folder = tmp_path / "data"
+    (folder / "out").mkdir(parents=True)
+    for name in ("test-0.parquet", "test-1.parquet", "train-0.parquet", ".test.parquet", "out/a"):
+        (folder / name).write_text(name)
+    package = pack(folder, store.put, "*test*.parquet")
+    (folder / "out" / "b").write_text("a record of a scan")
+    (folder / "train-0.parquet").write_text("other")
+    again = pack(folder, store.put, "*test*.parquet")
+    assert package.key == again.key != pack(folder, store.put).key
+    with local_copy(package, tmp_path / "cache", store.get) as copy:
+        assert copy.name == "data" and sorted(tree(copy)) == ["test-0.parquet", "test-1.parquet"]
+    (folder / "test-1.parquet").write_text("other")
+    assert pack(folder, store.put, "*test*.parquet").key != package.key
+
+
 def test_links_are_followed_and_a_circle_ends(folder, tmp_path, store):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -120,7 +136,7 @@ def test_what_cannot_be_read_is_an_os_error(tmp_path, store, monkeypatch):
     with pytest.raises(FileNotFoundError):
         pack(tmp_path / "none", store.put)
     (tmp_path / "a").write_bytes(b"12345")
-    monkeypatch.setattr(file_cache, "listing", lambda path: [(".", 6)])
+    monkeypatch.setattr(file_cache, "listing", lambda path, pattern: [(".", 6)])
     with pytest.raises(OSError, match="became shorter while it was read"):
         pack(tmp_path / "a", store.put)
 

@@ -17,6 +17,7 @@ from test_local import alive, wait_until
 
 from bezoar.errors import InputError
 from bezoar.executors import Done, RayExecutor, Task
+from bezoar.executors.on_ray import _Shelf
 from bezoar.executors.ray_progress import Reporter, Reports
 
 
@@ -257,6 +258,33 @@ def test_bad_settings_are_refused():
     ):
         with pytest.raises(InputError, match=f"{next(iter(settings))} is"):
             RayExecutor(**settings)
+
+
+def test_only_what_a_pattern_chooses_is_put_on_the_shelf(tmp_path):
+    for name in ("a-0", "a-1", "b-0"):
+        (tmp_path / name).write_text(name)
+    stored = []
+    tasks = [
+        Task(
+            key=key,
+            function=functions.double,
+            files={"images": str(tmp_path)},
+            patterns={} if pattern is None else {"images": pattern},
+        )
+        for key, pattern in (("1", "a-*"), ("2", "a-*"), ("3", "b-*"), ("4", None))
+    ]
+    shelf = _Shelf(tasks, lambda thing: stored.append(thing) or len(stored) - 1)
+    first, second, third, fourth = (
+        shelf.take(task.files["images"], task.patterns.get("images")) for task in tasks
+    )
+    assert first is second
+    found = [stored[package.blocks[0]] for package in (first, third, fourth)]
+    assert found == [b"a-0a-1", b"b-0", b"a-0a-1b-0"]
+    shelf.used(tasks[0])
+    assert len(shelf.packages) == 3, "another task needs it"
+    for task in tasks[1:]:
+        shelf.used(task)
+    assert not shelf.packages
 
 
 @pytest.mark.slow

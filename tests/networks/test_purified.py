@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 from purified_models import purified, purifier
+from safetensors.torch import save_file
 from torch import nn
+from versioned_layer import VersionedLinear
 
 from bezoar import networks
 from bezoar.errors import InputError
@@ -96,6 +98,18 @@ def test_a_state_dict_brings_all_of_it_back(front):
         torch.manual_seed(0)
         assert torch.equal(again(x), wanted)
     assert described(again.state_dict()) == described(whole.state_dict())
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_a_layer_that_asks_for_its_version_is_loaded(ending, tmp_path):
+    whole = purified(nn.Sequential(nn.Flatten(), VersionedLinear(64, 10)))
+    state, path = dict(whole.state_dict()), tmp_path / f"a.{ending}"
+    if ending == "pt":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    again = load(nn.Sequential(nn.Flatten(), VersionedLinear(64, 10)), path)
+    assert torch.equal(again.network[1].weight, whole.network[1].weight)
 
 
 def test_a_loaded_one_shares_no_memory_with_what_it_was_loaded_from():

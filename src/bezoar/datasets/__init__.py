@@ -31,6 +31,7 @@ from bezoar.datasets.table import DataSet, Split, datasets
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.reading.collect import Progress
+from bezoar.reading.parquet import common_classes
 
 __all__ = ["DataSet", "Split", "datasets", "facts", "open_dataset", "read_digits"]
 
@@ -52,10 +53,11 @@ def open_dataset(
     """Opens the training or the test images of a data set.
 
     A path (what ``ImageSet.open`` reads) that holds ``train`` and ``test`` as sub-folders, or
-    ``train*.parquet`` and ``test*.parquet``, gives the one asked for. Any other path is one set of
-    images and is divided: four fifths of every class for training, the same ones each time. The
-    same is done with ``digits``, and with ``tiny-imagenet`` where only its validation part is at
-    hand. A notice says so. Networks trained on one split are never tested on its images.
+    ``train*.parquet`` and ``test*.parquet``, gives the one asked for; a class has the same index in
+    both, also where one lacks others. Any other path is one set of images and is divided: four
+    fifths of every class for training, the same ones each time. The same is done with ``digits``,
+    and with ``tiny-imagenet`` where only its validation part is at hand. A notice says so. Networks
+    trained on one split are never tested on its images.
 
     Args:
         name: a name from ``datasets``, or a path; a name wins over a folder called the same
@@ -189,7 +191,12 @@ def _open_path(
             path / split, classes=classes, box_column=box_column, progress=progress
         )
     if all(any(path.glob(f"{name}*.parquet")) for name in get_args(Split)):
-        return ImageSet.open(path / f"{split}*.parquet", box_column=box_column, progress=progress)
+        return ImageSet.open(
+            path / f"{split}*.parquet",
+            classes=common_classes([path / f"{name}*.parquet" for name in get_args(Split)]),
+            box_column=box_column,
+            progress=progress,
+        )
     images = ImageSet.open(path, box_column=box_column, progress=progress)
     return _divide(images, split, str(path))
 

@@ -26,12 +26,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         files: further arguments: argument name → path of a file or folder that the function reads
             and leaves as it is. The function is given a path, as text, with the same last name:
             this one, or on another machine that of a copy.
+        patterns: name in ``files`` → which of what lies directly in that folder the function reads,
+            as ``glob`` chooses; a copy need not hold the rest.
     """
 
     key: str
     function: Callable[..., Any]
     arguments: dict[str, Any] = {}
     files: dict[str, str] = {}
+    patterns: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         importable_name(self.function)

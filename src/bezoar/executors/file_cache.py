@@ -8,6 +8,7 @@ carries the blocks from one to the other is the caller's matter.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -40,14 +41,16 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
     blocks: list[Any]
 
 
-def pack(path: Path, put: Callable[[Any], Any]) -> Package:
+def pack(path: Path, put: Callable[[Any], Any], pattern: str | None = None) -> Package:
     """Reads the file or folder; ``put`` stores a thing and returns what stands for it.
+
+    With a pattern the folder counts as if it held only what ``listing`` then finds in it.
 
     Raises:
         OSError: there is nothing, it cannot be read, or it changed meanwhile.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its own name)
-    entries = listing(path)
+    entries = listing(path, pattern)
     digest = hashlib.sha256(json.dumps([path.name, entries]).encode())
     blocks = []
     for block in _content(path, entries):
@@ -59,22 +62,26 @@ def pack(path: Path, put: Callable[[Any], Any]) -> Package:
     )
 
 
-def listing(path: Path) -> list[tuple[str, int | None]]:
+def listing(path: Path, pattern: str | None = None) -> list[tuple[str, int | None]]:
     """What a file or folder consists of: (path inside, bytes), None for a folder; sorted.
 
-    The file or folder itself has the path ".". Links are followed.
+    The file or folder itself has the path ".". Links are followed. A pattern chooses among what
+    lies directly in the folder, as ``glob`` does.
 
     Raises:
         OSError: there is nothing there, or it cannot be read.
     """
     if not path.is_dir():
         return [(".", path.stat().st_size)]
+    chosen = None if pattern is None else set(glob.glob(pattern, root_dir=path))  # noqa: PTH207 (readers expand patterns by it too)
     found: list[tuple[str, int | None]] = [(".", None)]
     waiting: list[tuple[Path, tuple[str, ...]]] = [(path, (os.path.realpath(path),))]
     while waiting:
         folder, above = waiting.pop()
         for child in folder.iterdir():
             inside = child.relative_to(path).as_posix()
+            if folder == path and chosen is not None and inside not in chosen:
+                continue
             if child.is_dir():
                 place = os.path.realpath(child)
                 if place not in above:  # a link to a folder that it lies in

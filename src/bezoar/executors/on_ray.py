@@ -212,7 +212,7 @@ class RayExecutor(msgspec.Struct, frozen=True, kw_only=True):
             if shelf is None:
                 arguments[name] = path
             else:
-                packages[name] = shelf.take(path)
+                packages[name] = shelf.take(path, task.patterns.get(name))
         return _Order(
             key=task.key,
             function=importable_name(task.function),
@@ -256,23 +256,28 @@ class _Shelf:
 
     def __init__(self, tasks: Iterable[Task], put: Callable[[Any], Any]) -> None:
         self.put = put
-        self.uses = Counter(path for task in tasks for path in task.files.values())
-        self.packages: dict[str, Package] = {}
+        self.uses = Counter(place for task in tasks for place in self._places(task))
+        self.packages: dict[tuple[str, str | None], Package] = {}
 
-    def take(self, path: str) -> Package:
+    def take(self, path: str, pattern: str | None) -> Package:
         """The content at ``path``, read at its first use; the same content is stored once."""
-        if path not in self.packages:
-            package = pack(Path(path), self.put)
+        place = (path, pattern)
+        if place not in self.packages:
+            package = pack(Path(path), self.put, pattern)
             same = (p for p in self.packages.values() if p.key == package.key)
-            self.packages[path] = next(same, package)
-        return self.packages[path]
+            self.packages[place] = next(same, package)
+        return self.packages[place]
 
     def used(self, task: Task) -> None:
         """The task has ended; what no other task needs is dropped."""
-        for path in task.files.values():
-            self.uses[path] -= 1
-            if not self.uses[path]:
-                self.packages.pop(path, None)
+        for place in self._places(task):
+            self.uses[place] -= 1
+            if not self.uses[place]:
+                self.packages.pop(place, None)
+
+    @staticmethod
+    def _places(task: Task) -> list[tuple[str, str | None]]:
+        return [(path, task.patterns.get(name)) for name, path in task.files.items()]
 
 
 def _execute(order: _Order, board: Any) -> Outcome:

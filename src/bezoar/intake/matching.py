@@ -6,6 +6,7 @@ or without it); each spelling is tried as a whole, and the network's own names d
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -30,16 +31,26 @@ def load_into(network: nn.Module, weights: WeightsFile) -> tuple[str, ...]:
         Sentences on what was tolerated.
 
     Raises:
-        InputError: names or shapes differ; the message lists how. The network is unchanged.
+        InputError: names or shapes differ, and the message lists how; or the network has shapes
+            that are still unknown. It is unchanged.
     """
     places = {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
+    if any(nn.parameter.is_lazy(place) for place in places.values()):
+        raise InputError(
+            "the network has lazy layers, whose shapes are known only after a first image; let the "
+            "function that builds it run one before it returns the network"
+        )
     best: dict[str, str] = {}
     for spelling in spellings(weights):
         gaps = _Gaps(places, spelling)
         if not gaps.unexpected and not gaps.missing:
             _check_shapes(places, spelling, weights)
             _check_kinds(places, spelling, weights)
-            state = {name: weights.tensors[source] for name, source in spelling.items()}
+            state = OrderedDict((name, weights.tensors[own]) for name, own in spelling.items())
+            # Without versions some modules take the weights for old ones, and convert or refuse
+            # them. Names and shapes fit the network as it is, so its versions hold; those of the
+            # file are mostly lost, and a stranger may have written them.
+            state._metadata = getattr(network.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
             network.load_state_dict(state, strict=False)
             if not gaps.counters:
                 return ()

@@ -77,11 +77,11 @@ def still_carried(
 def _between(original: Classifier, repaired: Classifier, way: float) -> Classifier:
     """The network whose weights and statistics lie ``way`` of the way from one to the other."""
     result = repaired.copy()
-    old, new = original.network.state_dict(), result.network.state_dict()
+    # A state dict keeps the versions of modules, which some ask for.
+    old, mixed = original.network.state_dict(), result.network.state_dict()
     if way < 1:
-        mixed = {
-            name: torch.lerp(old[name], value, way) if value.is_floating_point() else value
-            for name, value in new.items()
-        }
+        for name, value in mixed.items():
+            if value.is_floating_point():
+                mixed[name] = torch.lerp(old[name], value, way)
         result.network.load_state_dict(mixed)
     return result

@@ -12,7 +12,9 @@ import difflib
 import importlib.util
 import inspect
 import itertools
+import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +36,10 @@ PRETRAINED_NAMES = (
     "pretrained_cfg",
     "checkpoint_path",
 )
+
+# Of what an architecture's file may import so many files and folders are looked at (ours).
+_MOST_FILES, _MOST_FOLDERS = 1000, 10_000
+_ENVIRONMENTS = ("pyvenv.cfg", "conda-meta")  # what tells the folder of one
 
 _module_numbers = itertools.count()
 
@@ -93,6 +99,37 @@ def build_network(
     raise InputError(f"there is no architecture {architecture!r}; expected {FORMS}{hint}")
 
 
+def sources_beside(path: Path) -> list[Path]:
+    """The other Python files that the file of a ``file.py:function`` may import, nearest first.
+
+    They lie beside it or below. Hidden folders, caches and environments are left out, and what
+    comes after the first thousand.
+    """
+    path = path.resolve()
+    found: list[Path] = []
+    seen: set[str] = set()
+    waiting = deque([path.parent])
+    while waiting and len(seen) < _MOST_FOLDERS and len(found) < _MOST_FILES:
+        folder = waiting.popleft()
+        # A link to a folder above would otherwise never end.
+        if (place := os.path.realpath(folder)) in seen:
+            continue
+        seen.add(place)
+        try:
+            children = sorted(folder.iterdir())
+        except OSError:
+            continue  # Python cannot import from it either
+        for child in children:
+            if child.name.startswith(".") or child.name == "__pycache__":
+                continue
+            if child.is_dir():
+                if not any((child / sign).exists() for sign in _ENVIRONMENTS):
+                    waiting.append(child)
+            elif child.suffix == ".py" and child != path:
+                found.append(child)
+    return found[:_MOST_FILES]
+
+
 def _timm(name: str, given: dict[str, Any], wanted: Mapping[str, int | None]) -> nn.Module:
     _refuse_pretrained(given, f"timm:{name}")
     timm = import_timm()
@@ -147,7 +184,7 @@ def _imported(path: Path) -> Iterator[ModuleType]:
     """Runs a Python file as a module of its own; what lies beside it can be imported meanwhile.
 
     Afterwards the modules beside it are forgotten, so that two folders may each have a
-    ``layers.py``.
+    ``layers.py``. What Python finds by another entry of its path stays.
     """
     name = f"bezoar_architecture_{next(_module_numbers)}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -155,6 +192,8 @@ def _imported(path: Path) -> Iterator[ModuleType]:
         raise InputError(f"{path} cannot be imported as Python code")
     module = importlib.util.module_from_spec(spec)
     folder = path.resolve().parent
+    # Entries that the file adds itself are its own: what it finds there is forgotten too.
+    others = _entries_below(folder)
     before = set(sys.modules)
     sys.modules[name] = module  # dataclasses and torch.jit look modules up by name
     sys.path.insert(0, str(folder))
@@ -169,8 +208,18 @@ def _imported(path: Path) -> Iterator[ModuleType]:
             sys.path.remove(str(folder))
         for other in set(sys.modules) - before - {name}:
             file = getattr(sys.modules[other], "__file__", None)
-            if file is not None and Path(file).resolve().is_relative_to(folder):
+            if file is None or not (place := Path(file).resolve()).is_relative_to(folder):
+                continue
+            # An environment in the folder holds libraries, some of which (torchvision, scipy)
+            # cannot be imported twice in a process.
+            if not any(place.is_relative_to(entry) for entry in others):
                 del sys.modules[other]
+
+
+def _entries_below(folder: Path) -> list[Path]:
+    """The entries of Python's path that lie in ``folder``, such as the packages of a ``.venv``."""
+    entries = (Path(entry).resolve() for entry in sys.path)
+    return [entry for entry in entries if folder in entry.parents]
 
 
 def _functions_in(path: Path) -> list[str]:

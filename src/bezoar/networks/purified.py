@@ -17,6 +17,7 @@ A state dict of it is the whole of its file: ``network.*``, ``purifier.*``, ``me
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -126,6 +127,9 @@ def load(network: nn.Module, weights: str | Path | Mapping[str, Tensor]) -> Puri
         state = torch.load(weights, map_location="cpu", weights_only=True)
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     purified = fronted(network, state)
+    if not hasattr(state, "_metadata"):  # versions of modules, which some ask for
+        state = OrderedDict(state)
+        state._metadata = getattr(purified.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
     purified.load_state_dict(state)
     return purified.to(device).eval()
 

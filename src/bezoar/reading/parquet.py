@@ -80,6 +80,40 @@ def read_parquet(
     return Reading(images=images, labels=labels, classes=classes, notices=notices)
 
 
+def common_classes(paths: Sequence[str | os.PathLike[str]]) -> tuple[str, ...] | None:
+    """Class names by which a label has the same index in all parts of one data set.
+
+    Args:
+        paths: each part: a file, a folder of parquet files, or a pattern.
+
+    Returns:
+        The names of the first schema that gives some, or else all names that are labels, sorted.
+        None where the parts agree already, or where one has labels without names or none.
+
+    Raises:
+        InputError: as ``read_parquet``.
+    """
+    schemas, found = [], []
+    for path in paths:
+        files = _files(path)
+        parts = [_open(file) for file in files]
+        column = _column(parts[0].schema_arrow.names, LABEL_COLUMNS, None, files[0])
+        if column is None:
+            return None
+        for file, part in zip(files, parts, strict=True):
+            _column(part.schema_arrow.names, (), column, file)
+        schemas.append(_class_names(files, parts, column))
+        names = schemas[-1]
+        if names is None:
+            values = {value for value in _labels(files, parts, column) if isinstance(value, str)}
+            names = tuple(sorted(values))
+        found.append(names)
+    if not all(found) or len(set(found)) == 1:
+        return None
+    every = tuple(sorted({name for names in found for name in names}))
+    return next((names for names in schemas if names is not None), every)
+
+
 def _files(path: str | os.PathLike[str]) -> list[Path]:
     """The parquet files that ``path`` names, in order of their names."""
     where = Path(path)
