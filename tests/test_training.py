@@ -124,6 +124,17 @@ def test_a_group_norm_alone_can_be_trained():
     assert changed == {"1.weight", "1.bias"}
 
 
+def test_a_group_norm_can_be_the_first_layer():
+    """It once ended the process: its input is the image, which needed no gradient."""
+    torch.manual_seed(0)
+    layers = (nn.GroupNorm(1, 3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    model = Classifier(nn.Sequential(*layers), mean=0.5, std=0.25)
+    before, data = state(model), bars()
+    coloured = ImageSet(data.images.expand(-1, 3, -1, -1), data.labels)
+    fit(model, coloured, SHORT, seed=0)
+    assert all(not torch.equal(value, before[name]) for name, value in state(model).items())
+
+
 def test_a_frozen_network_trains_and_stays_frozen():
     """People freeze what they load for inference, which once stopped the training with an error."""
     frozen, free = classifier(), classifier()

@@ -145,7 +145,7 @@ def fit(
     total = recipe.epochs * _steps_in_epoch(len(images), recipe)
     to_fast_layout(network, device)
     resident = images.to(device)
-    through_images = _needs_gradients_of_images(network, trained)
+    through_images = needs_gradients_of_images(network)
     with (
         seeded(device, seed),
         gradients_only_for(network, trained),
@@ -252,15 +252,14 @@ def gradients_only_for(network: nn.Module, trained: list[nn.Parameter]) -> Itera
             parameter.requires_grad_(flag)
 
 
-def _needs_gradients_of_images(network: nn.Module, trained: list[nn.Parameter]) -> bool:
-    """Whether a GroupNorm may have to learn behind layers that do not.
+def needs_gradients_of_images(network: nn.Module) -> bool:
+    """Whether a GroupNorm may have to learn from an input that needs no gradient.
 
-    Its backward pass ends the process (torch 2.13, CPU, channels last) where its scale needs a
-    gradient and its input none; images that need one keep it from that.
+    That is so behind layers that do not learn, and where it is the first layer. Its backward pass
+    then ends the process (torch 2.13, CPU, channels last); images that need gradients keep it from
+    that.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
-    chosen = {id(parameter) for parameter in trained}
-    return bool(norms) and any(id(p) not in chosen for p in network.parameters())
+    return any(isinstance(module, nn.GroupNorm) for module in network.modules())
 
 
 def _diverged(what: str, how: str, recipe: Recipe) -> InputError:

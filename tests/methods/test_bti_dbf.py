@@ -7,6 +7,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 from torch import nn
+from versioned_layer import VersionedLinear
 
 from bezoar import networks, pipeline
 from bezoar.attacks import BadNets
@@ -134,6 +135,41 @@ def test_the_published_schedule_keeps_generator_and_adam_over_the_rounds(coloure
     assert repair.record["way"] == 1.0 and not same(classifier, repair.classifier)
 
 
+def test_each_round_of_the_published_schedule_has_a_trigger_of_its_own(coloured, monkeypatch):
+    """All rounds once had the generator of the last one, which was then judged in their place."""
+    unlearned, judged = [], []
+    make_loss, run_settle = bti_dbf.generated_loss, bti_dbf.settle
+
+    def loss_noted(original, stamps, *arguments, **options):
+        unlearned.append([stamp.__self__ for stamp in stamps])
+        return make_loss(original, stamps, *arguments, **options)
+
+    def settle_noted(original, repaired, strong, *arguments, **options):
+        judged.extend(one.inverted for one in strong)
+        return run_settle(original, repaired, strong, *arguments, **options)
+
+    monkeypatch.setattr(bti_dbf, "generated_loss", loss_noted)
+    monkeypatch.setattr(bti_dbf, "settle", settle_noted)
+    short(BtiDbf.published()).remove(*coloured, seed=0)
+    first, second = judged
+    weights = [list(one.generator.parameters()) for one in judged]
+    assert not any(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert unlearned == [[first], [second]], "the official code unlearns the current trigger alone"
+
+
+def test_the_default_unlearns_the_triggers_of_all_rounds(digits, monkeypatch):
+    counts, make_loss = [], bti_dbf.generated_loss
+
+    def noted(original, stamps, *arguments, **options):
+        counts.append(len(stamps))
+        return make_loss(original, stamps, *arguments, **options)
+
+    monkeypatch.setattr(bti_dbf, "generated_loss", noted)
+    method = replace(QUICK, rounds=2, strong=None, inversion=GeneratorInversion(steps=2))
+    method.remove(digits.planted, digits.clean, seed=3)
+    assert counts == [1, 2]
+
+
 def test_the_published_inspection_makes_one_trigger(coloured, all_are_strong):
     evidence = short(BtiDbf.published()).inspect(*coloured)
     assert "second trigger" not in evidence.record
@@ -199,6 +235,12 @@ def test_the_first_way_on_which_every_trigger_is_dead_is_taken(carried, taken, d
     assert repair.record["carried after"] == [carried[taken], 0.0]
     told = "still carries 50 % of the held-out images" in " ".join(repair.record["flags"])
     assert told == (carried[taken] > 0.15)
+
+
+def test_a_layer_that_asks_for_its_version_goes_a_part_of_the_way():
+    ends = [Classifier(VersionedLinear(2, 2), mean=0.3, std=0.35) for _ in range(2)]
+    half = bti_dbf_settling._between(*ends, 0.5).network.weight
+    torch.testing.assert_close(half, sum(end.network.weight for end in ends) / 2)
 
 
 def test_a_part_of_the_way_is_that_part_of_every_weight_and_statistic(digits):

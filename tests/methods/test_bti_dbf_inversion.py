@@ -159,7 +159,8 @@ def plain_loop(classifier, decoupled, x, how, *, purify=None, target=None, avoid
                 d_ben, d_bd = d_ben + for_ben.pow(2).mean(), d_bd + for_bd.pow(2).mean()
         d_ben, d_bd = d_ben / len(rows), d_bd / len(rows)
         loss = -d_bd + how.benign_weight * d_ben
-        d_pix = ((made - images) / 0.35).pow(2).mean()
+        passed = made if purify is None else purify(made)  # Q(G(x)) stands for G(x) everywhere
+        d_pix = ((passed - images) / 0.35).pow(2).mean()
         if how.constraint == "switch" and (d_pix > how.bound**2 or d_ben > how.benign_limit):
             loss, pulled = d_pix, pulled + 1
         if target is not None:
@@ -191,6 +192,7 @@ CASES = {
     "target, switch": {**SWITCH, "target_weight": 2.0},
     "avoid": {**SCALED, "bound": 0.2},
     "purifier": SCALED,
+    "purifier, switch": {**SWITCH, "bound": 0.65, "distance": "mean square"},
 }
 
 
@@ -199,7 +201,7 @@ def test_the_steps_are_those_of_the_formula(case, planted):
     classifier, decoupled, x = planted
     how = GeneratorInversion(**{"features": 4, "steps": 8, "batch_size": 25, **CASES[case]})
     with_it = {
-        "purify": blurred if case == "purifier" else None,
+        "purify": blurred if "purifier" in case else None,
         "target": 7 if "target" in case else None,
         "avoid": torch.arange(len(x)) % 10 if case == "avoid" else None,
     }
@@ -302,7 +304,11 @@ def test_a_generator_can_be_gone_on_with(planted):
     adam = generator_optimizer(start, how)
     one = invert_generator(classifier, decoupled, x, how, seed=0, start=start, optimizer=adam)
     two = invert_generator(classifier, decoupled, x, how, seed=0, start=start, optimizer=adam)
-    assert one.generator is two.generator is start
+    for found in (one, two):
+        assert found.generator is not start and not found.generator.training
+    patterns = [found.generator.pattern for found in (one, two)]
+    assert not torch.equal(*patterns), "the later round has changed the earlier one's trigger"
+    assert torch.equal(patterns[1], start.pattern)
     assert {int(state["step"]) for state in adam.state.values()} == {6}
     assert two.moved[0] > one.moved[-1]
 

@@ -9,10 +9,11 @@ from bezoar import networks
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import BtiDbfP, bti_dbf_p, bti_dbf_strength
+from bezoar.methods import BtiDbfP, bti_dbf_p, bti_dbf_recovering, bti_dbf_strength
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion, Pretraining
 from bezoar.methods.bti_dbf_purifying import Purifying
+from bezoar.methods.bti_dbf_recovering import Start
 from bezoar.networks.generators import drawn
 from bezoar.networks.trigger_generators import PublishedGenerator
 
@@ -140,6 +141,61 @@ def test_the_published_purifier_starts_where_the_generator_did_and_keeps_its_ada
     assert isinstance(front.purifier, PublishedGenerator)
     assert front.noise == pytest.approx(0.03 * 0.25)  # of normalised pixels, in pixels
     assert same_weights(repair.classifier, classifier)
+
+
+@pytest.mark.parametrize("constraint", ["switch", "scaled"])
+def test_only_the_switch_inverts_behind_the_purifier_without_its_noise(
+    constraint, digits, monkeypatch
+):
+    """The official code's step has Q(G(x)) in it; the noise is there where images are purified."""
+    inverted, judged = [], []
+    run, count = bti_dbf_recovering.invert_generator, bti_dbf_recovering.count_votes
+
+    def inversion_noted(*arguments, front, **options):
+        inverted.append(front)
+        return run(*arguments, front=front, **options)
+
+    def count_noted(answer, *arguments):
+        judged.append(answer)
+        return count(answer, *arguments)
+
+    monkeypatch.setattr(bti_dbf_recovering, "invert_generator", inversion_noted)
+    monkeypatch.setattr(bti_dbf_recovering, "count_votes", count_noted)
+    inversion = GeneratorInversion(steps=2, constraint=constraint, bound=0.5)
+    purifying = replace(QUICK.purifying, noise=0.5)
+    method = replace(QUICK, inversion=inversion, purifying=purifying)
+    network = method.remove(digits.planted, digits.clean).classifier.network
+    some = pixels(digits.test)
+    with torch.no_grad():
+        one, other = inverted[1](some), inverted[1](some)
+        alone = network.purifier(some).clamp(0, 1)
+        answers = [judged[1](some) for _ in range(2)]
+    quiet = constraint == "switch"
+    assert inverted[0] is None and torch.equal(one, other) == torch.equal(one, alone) == quiet
+    assert not torch.equal(*answers), "users get answers with noise"
+
+
+def test_of_a_generator_that_goes_on_only_the_current_trigger_is_shown(digits, monkeypatch):
+    """As in the official code; where each round makes a new one, the purifier learns from all."""
+    shown, make_loss = [], bti_dbf_p.purifying_loss
+
+    def noted(original, stamps, *arguments, **options):
+        shown.append([stamp.__self__.generator for stamp in stamps])
+        return make_loss(original, stamps, *arguments, **options)
+
+    def going_on(classifier, _known, settings, *_arguments, **_options):
+        generator = settings.start(classifier, 0)
+        return Start(generator, torch.optim.SGD(generator.parameters(), 0.1))
+
+    monkeypatch.setattr(bti_dbf_p, "purifying_loss", noted)
+    method = replace(QUICK, inversion=GeneratorInversion(steps=2))
+    method.remove(digits.planted, digits.clean)
+    assert [len(generators) for generators in shown] == [1, 2]
+    shown.clear()
+    monkeypatch.setattr(Start, "of", going_on)
+    method.remove(digits.planted, digits.clean)
+    (first,), (second,) = shown
+    assert not torch.equal(first.pattern, second.pattern)
 
 
 def test_a_published_purifier_needs_the_published_generator(digits):

@@ -7,6 +7,7 @@ import torch
 
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.methods import bti_dbf_recovering
 from bezoar.methods.bti_dbf_decoupling import Decoupling, Half
 from bezoar.methods.bti_dbf_generators import GeneratorInversion, Pretraining
 from bezoar.methods.bti_dbf_recovering import CARRIED, Found, Start, recover, weaknesses
@@ -156,3 +157,19 @@ def test_only_the_published_generator_starts_trained_and_its_optimizer_is_kept(d
     assert isinstance(start.generator, PublishedGenerator)
     (group,) = start.optimizer.param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in start.generator.parameters()}
+
+
+def test_the_published_generator_is_pretrained_on_the_layer_that_is_decoupled(digits, monkeypatch):
+    layers = []
+
+    def noted(_classifier, split, *_arguments, **_options):
+        layers.append(split.layer)
+        return PublishedGenerator(1, mean=[0.3], std=[0.35])
+
+    monkeypatch.setattr(bti_dbf_recovering, "pretrain", noted)
+    images = ImageSet(torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]))
+    classifier = digits.planted.copy().trace(images.shape)
+    settings = GeneratorInversion(generator="published")
+    for layer in (None, "convs.1"):
+        Start.of(classifier, images, settings, 0, layer=layer)
+    assert layers == [classifier.split().layer, "convs.1"]

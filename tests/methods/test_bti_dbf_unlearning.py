@@ -70,6 +70,17 @@ def test_a_stamped_image_is_an_image():
         assert shown.min() >= 0 and shown.max() <= 1
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_images_that_need_gradients_keep_their_graph_and_the_trigger_gets_none(share):
+    """Without it torch's GroupNorm, as the first layer, once ended the process."""
+    x, generator = torch.rand(8, 1, 8, 8, generator=draws()).requires_grad_(), purifier()
+    shown = stamp_some(x, generator, GeneratedUnlearning(share=share), draws(1))
+    assert shown.requires_grad
+    shown.sum().backward()
+    assert int((x.grad.flatten(1) == 1).all(1).sum()) == 8 - min(8, int(share * 8) + 1)
+    assert all(parameter.grad is None for parameter in generator.parameters())
+
+
 # -- what is minimised -----------------------------------------------------------------------------
 
 

@@ -1,7 +1,10 @@
 """DHBE as a method: without a single image, with the control that keeps the backdoor."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from msgspec.structs import replace
 from torch import nn
 
@@ -9,8 +12,10 @@ from bezoar import networks
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
-from bezoar.methods import DHBE
+from bezoar.methods import DHBE, dhbe
+from bezoar.methods.dhbe_measuring import Changed
 from bezoar.methods.synthesis import Synthesis
+from bezoar.metrics import rate
 
 GREY, SPREAD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 QUICK = DHBE(
@@ -107,6 +112,58 @@ def test_dropout_stays_off_and_flags_come_back():
     first, second = (QUICK.remove(classifier, seed=1).classifier.network for _ in range(2))
     assert torch.equal(first[0].weight, second[0].weight)
     assert not first[0].weight.requires_grad and first[6].weight.requires_grad
+
+
+class Holding(nn.BatchNorm2d):
+    """A norm with something in it, as timm has them."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop = nn.Dropout(0.9)
+
+    def forward(self, x):
+        return self.drop(super().forward(x))
+
+
+class Shallow(nn.Module):
+    """Drops at random by no module of its own: as a function, and as stochastic depth does."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = Holding(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = F.dropout(self.norm(x), 0.9, self.training)
+        kept = torch.rand(len(x), 1, 1, 1) < 0.1 if self.training else 1.0
+        return self.head((x * kept).mean((2, 3)))
+
+
+def test_in_the_game_nothing_drops_at_random_but_norms_take_the_batch():
+    """Only dropout modules were once switched off, and what else dropped floored the distance."""
+    torch.manual_seed(0)
+    student, x = Shallow(), torch.rand(6, 8, 4, 4)
+    dhbe._set_training(student)
+    one, other = student(x), student(x)
+    assert torch.equal(one, other)
+    assert int(student.norm.num_batches_tracked) == 2
+    student.eval()
+    assert not torch.allclose(student(x), one, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown", "told"),
+    [(10, 2, True), (10, 3, False), (1000, 191, True), (1000, 193, False), (3, 1, False)],
+)
+def test_few_classes_are_told_whatever_their_number(classes, shown, told):
+    """A batch of 64 images cannot show 30 % of a thousand classes, which was once called few."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, classes))
+    classifier = Classifier(network, mean=GREY, std=SPREAD, input_size=(2, 2)).trace((3, 2, 2))
+    source = SimpleNamespace(network=nn.BatchNorm2d(3))
+    nowhere = Changed(rate(0, 1024), 0, 0.0)
+    seen = torch.arange(1024) % shown  # an even spread over 1,000 classes shows 641
+    flags = DHBE()._flags(classifier, source, [nowhere, nowhere], seen)
+    told_of = f"The last 1,024 synthetic images show {shown:,} of {classes:,} classes; the others"
+    assert flags == [f"{told_of} were hardly repaired."][: int(told)]
 
 
 def test_rounds_end_when_fresh_patterns_lead_nowhere(digits):

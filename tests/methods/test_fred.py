@@ -16,6 +16,8 @@ from bezoar.errors import InputError
 from bezoar.generators.adversarial_training import AdversarialTraining
 from bezoar.images import ImageSet
 from bezoar.methods import IBAU, FreD, fred, fred_sources
+from bezoar.methods.fred_input_stability import InputStability
+from bezoar.methods.fred_parameter_stability import ParameterStability
 from bezoar.methods.fred_selection import Selection
 from bezoar.methods.fred_settings import Inversion
 from bezoar.methods.fred_sources import Samples
@@ -248,8 +250,7 @@ def test_the_published_preset_is_released_code_and_the_two_stabilities():
     plain = Inversion.published()
     assert plain.input_weight == plain.parameter_weight == 0
     assert method.inversion == replace(plain, input_weight=0.3, parameter_weight=0.3)
-    kept = method.selection
-    assert (kept.least_score, kept.least_confidence, kept.similarity) == (-1.0, 0.0, 1.0)
+    assert method.selection is None
 
 
 @pytest.mark.parametrize(
@@ -266,6 +267,66 @@ def test_the_published_preset_is_released_code_and_the_two_stabilities():
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         FreD(**wrong)
+
+
+class Cubed(torch.autograd.Function):
+    """An operation of somebody's own that can be differentiated once."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, slope):
+        return 3 * context.saved_tensors[0] ** 2 * slope
+
+
+class Once(nn.Module):
+    def forward(self, x):
+        return Cubed.apply(x)
+
+
+GRADIENT = {"input": InputStability(form="gradient")}
+SECOND = {"parameter": ParameterStability(form="second order")}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (GRADIENT, r"choose another inversion\.input\.form$"),
+        (SECOND, r"choose another inversion\.parameter\.form$"),
+        (GRADIENT | SECOND, r"inversion\.input\.form and another inversion\.parameter\.form$"),
+        (GRADIENT | {"input_weight": 0.0}, None),
+        ({}, None),
+    ],
+)
+def test_a_form_that_differentiates_twice_is_refused_before_a_generator_is_trained(
+    change, named, public, monkeypatch
+):
+    """It once ended in a RuntimeError, after the generator."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Once(), nn.Linear(8, 4)).eval()
+    suspect = Classifier(network, mean=0.3, std=0.35)
+    monkeypatch.setattr(fred, "train_generator", never)
+    method = replace(QUICK, inversion=replace(QUICK.inversion, **change))
+    with pytest.raises(InputError if named else AssertionError, match=named or "work was begun"):
+        method.remove(suspect, public)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_with_more_classes_than_samples_there_are_still_two_of_each(public, generator):
+    """One of each once left no image that judges the removal, which failed after the search."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 30)).eval()
+    suspect = Classifier(network, mean=0.3, std=0.35).trace(public.shape)
+    method = replace(QUICK, count=30, selection=None)
+    assert method.removal.held_out
+    found = method.gather(suspect, generator, None)
+    assert found.record["per_class"] == [2] * 30
+    assert method.remove(suspect, generator).record["inversion"]["kept"] == 60
+    all_learned = replace(method, removal=replace(method.removal, held_out=0.0))
+    assert all_learned.gather(suspect, generator, None).record["per_class"] == [1] * 30
 
 
 def test_public_images_are_asked_for_and_a_generator_was_given(digits, generator, monkeypatch):

@@ -133,6 +133,21 @@ def test_what_is_told_of_the_search_is_of_the_samples_that_were_kept(digits, gen
     assert record["images_per_minute"] > 0 and record["selection"]["given"] == 60
 
 
+def test_without_a_selection_all_that_was_searched_is_kept(digits, generator):
+    """Where the suspect answers otherwise, too: as released, samples have the wanted labels."""
+    deaf = digits.planted.copy().trace(digits.clean.shape)
+    bias = deaf.network.get_parameter(deaf.head.name.replace("weight", "bias"))
+    with torch.no_grad():
+        bias[3] -= 1e4
+    found = inverted(digits, generator, None, deaf)
+    record = found.record
+    assert torch.equal(found.images.labels, torch.arange(10).repeat_interleave(3))
+    assert not (deaf.logits(found.images).argmax(1) == 3).any()
+    assert record["kept"] == record["tried"] == 30 and record["per_class"] == [3] * 10
+    assert record["selection"] is None and record["short"] == record["missing"] == []
+    assert set(record["quantiles"]) == {"confidence", "unnaturalness", "noise", "moved_loss"}
+
+
 def test_short_classes_are_told_by_index_though_all_have_one_name(digits, generator):
     network = digits.planted.copy().network
     alike = Classifier(network, mean=0.3, std=0.35, classes=["digit"] * 10, input_size=(8, 8))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from latent_models import LATENT, SHAPE, smooth_classifier, smooth_generator
+from torch import nn
 
 from bezoar import networks
 from bezoar.classifier import Classifier
@@ -259,6 +260,52 @@ def test_weights_buffers_flags_and_gradients_stay(form):
     assert all(parameter.grad is None for parameter in network.parameters())
     flags = {name for name, value in network.named_parameters() if not value.requires_grad}
     assert flags == {"fc.bias"}
+
+
+@pytest.mark.parametrize("form", ["first order", "second order", "sharpness"])
+def test_a_group_norm_can_be_the_first_layer(form):
+    """Images whose channels come last in memory once ended the process."""
+    torch.manual_seed(0)
+    layers = (nn.GroupNorm(1, 3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    classifier = Classifier(nn.Sequential(*layers).eval(), mean=0.5, std=0.25)
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+    how = ParameterStability(form=form)
+    parameter_instability(classifier, images, LABELS, SUPPORT, QUERY, how).sum().backward()
+    assert images.grad[QUERY].abs().max() > 0
+
+
+class Gated(nn.Module):
+    """A gate as in MobileNetV3, or the same in operations that have a second derivative."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.plain, self.gate, self.head = plain, nn.Linear(192, 192), nn.Linear(192, 3)
+
+    def forward(self, x):
+        flat = x.flatten(1)
+        gate = self.gate(flat)
+        open_ = F.relu6(gate + 3) / 6 if self.plain else F.hardsigmoid(gate)
+        return self.head(flat * open_)
+
+
+@pytest.mark.parametrize("form", ["gradient", "second order"])
+def test_a_gate_without_a_second_derivative_gets_one(form):
+    slopes = []
+    for plain in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = Gated(plain).eval()
+        classifier = Classifier(network, mean=0.5, std=0.25)
+        images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        if form == "gradient":
+            losses = gradient_penalty(classifier, images, LABELS)
+        else:
+            how = ParameterStability(form=form, length=0.1)
+            losses = parameter_instability(classifier, images, LABELS, SUPPORT, QUERY, how)
+        slopes.append(torch.autograd.grad(losses.sum(), images)[0])
+    assert slopes[1][SUPPORT].abs().max() > 0
+    torch.testing.assert_close(*slopes)
 
 
 def test_a_network_that_leaves_parameters_unused_can_be_moved():

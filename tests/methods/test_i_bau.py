@@ -350,6 +350,19 @@ def test_a_pace_is_a_share_of_the_learning_rate(classifier):
     assert [group["lr"] for group in one.optimizer.param_groups] == [0.0025]
 
 
+def test_a_group_norm_can_be_the_first_layer_where_no_image_carries_the_pattern():
+    """Images whose channels come last in memory once ended the process."""
+    torch.manual_seed(0)
+    layers = (nn.GroupNorm(1, 3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    network = nn.Sequential(*layers).eval()
+    found = Classifier(network, mean=0.3, std=0.35)
+    raw = torch.randint(0, 256, (24, 8, 8, 3), generator=draws(), dtype=torch.uint8)
+    clean = ImageSet(raw.permute(0, 3, 1, 2), torch.arange(24) % 4)
+    repair = IBAU.published().remove(found, clean)
+    assert "In 1 of 1 batches no image carries the pattern" in repair.record["flags"][0]
+    assert not torch.equal(repair.classifier.network[0].weight, network[0].weight)
+
+
 def test_what_judges_takes_no_part(classifier):
     """Other held-out images change what is measured, and nothing else."""
     clean, method = images(count=40), replace(MOMENT, held_out=0.25, shuffle=False)

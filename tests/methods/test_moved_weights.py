@@ -123,3 +123,14 @@ def test_a_weight_that_two_places_share_moves_in_both():
 def test_the_norm_is_that_of_one_long_vector_and_never_zero():
     assert float(norm_of([torch.tensor([3.0]), torch.tensor([[4.0], [12.0]])])) == pytest.approx(13)
     assert float(norm_of([torch.zeros(5)])) == TINY
+
+
+def test_a_group_norm_can_be_the_first_layer():
+    """It once ended the process: nothing had asked for the gradient of its input, the image."""
+    torch.manual_seed(0)
+    layers = (nn.GroupNorm(1, 3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    classifier = Classifier(nn.Sequential(*layers), mean=0.5, std=0.25).trace((3, 6, 6))
+    shown = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    shown = shown.contiguous(memory_format=torch.channels_last).requires_grad_()  # as ``fit`` does
+    loss_at_moved_weights(third)(classifier, shown, LABELS, None).backward()
+    assert all(bool(parameter.grad.any()) for parameter in classifier.network.parameters())

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from msgspec.structs import replace
 from torch import nn
+from versioned_layer import VersionedLinear
 
 from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import Classifier
@@ -314,6 +315,18 @@ def test_two_classes_are_unlearned_too(digits):
     assert run.reached and run.accuracy[-1] <= run.stop and 0.75 in run.levels
 
 
+def test_a_layer_that_asks_for_its_version_goes_back_to_a_level(few):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), VersionedLinear(64, 10))
+    classifier = Classifier(network, mean=0.3, std=0.35)
+    fit(classifier, few, Recipe(epochs=20, batch_size=25, learning_rate=0.05), seed=0)
+    run = unlearn(classifier, few, Unlearning(batch_size=50), seed=0)
+    assert run.levels and not same(
+        everything(run.at(0.75).network), everything(run.classifier.network)
+    )
+
+
 def test_a_level_that_was_skipped_is_the_end():
     network = nn.Linear(2, 2)
     run = Unlearned(Classifier(network, mean=0.5, std=0.5), 1.0, 0.2, 0.01)
@@ -374,6 +387,17 @@ def test_a_network_without_norms_unlearns(dropping, few):
     run = unlearn(dropping, few, settings, seed=0)
     assert run.first_accuracy > 0.9 and run.reached
     assert all(math.isfinite(v) for v in run.classifier.logits(few).flatten().tolist())
+
+
+def test_a_group_norm_can_be_the_first_layer(few):
+    """It once ended the process: its input is the image, which needed no gradient."""
+    torch.manual_seed(0)
+    layers = (nn.GroupNorm(1, 3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    classifier = Classifier(nn.Sequential(*layers), mean=0.3, std=0.35)
+    coloured = ImageSet(few.images.expand(-1, 3, -1, -1), few.labels)
+    run = unlearn(classifier, coloured, replace(PLAIN, stop=0.0), seed=0)
+    weight = run.classifier.network[0].weight
+    assert not torch.equal(weight, torch.ones(3)) and weight.grad is None
 
 
 def test_batches_are_even_and_never_one_image(few):

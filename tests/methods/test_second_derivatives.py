@@ -71,7 +71,7 @@ def test_it_gives_second_derivatives_where_there_were_none(kind):
         again = network(x)
     assert found.abs().max() > 0
     torch.testing.assert_close(again, network(x), rtol=1e-4, atol=1e-5)
-    check_twice_differentiable(classifier(network), x)
+    check_twice_differentiable(classifier(network), x, instead="give up")
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
@@ -110,13 +110,16 @@ def test_what_cannot_be_differentiated_twice_is_named():
             return Once.apply(x)
 
     network = nn.Sequential(nn.Flatten(), Cubed(), nn.Linear(4, 3))
-    with pytest.raises(InputError, match=r"cannot be differentiated twice.*implicit\.terms"):
-        check_twice_differentiable(classifier(network), torch.rand(2, 1, 2, 2))
+    told = "cannot be differentiated twice: .*differentiate twice.*; leave it out$"
+    with pytest.raises(InputError, match=told):
+        check_twice_differentiable(
+            classifier(network), torch.rand(2, 1, 2, 2), instead="leave it out"
+        )
 
 
 def test_other_errors_stay_what_they_are_and_linear_networks_pass():
     linear = classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
-    check_twice_differentiable(linear, torch.rand(2, 1, 2, 2))
+    check_twice_differentiable(linear, torch.rand(2, 1, 2, 2), instead="give up")
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        check_twice_differentiable(linear, torch.rand(2, 1, 3, 3))
+        check_twice_differentiable(linear, torch.rand(2, 1, 3, 3), instead="give up")
     assert torch.overrides._get_current_function_mode_stack() == []

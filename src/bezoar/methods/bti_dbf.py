@@ -18,13 +18,16 @@ Ours: everything the modules above call so; the strength of a trigger with its n
 source, so that all-to-all and several targets are told as such; rounds end when the recovered
 trigger is no stronger than those of networks without a backdoor; and the repaired network goes back
 towards the original as far as the strong triggers stay dead, since what the fine-tuning changed
-beyond that only costs accuracy.
+beyond that only costs accuracy. A vision transformer is cut at all tokens of its last norm; the
+official code cuts at the class token before it.
 
 Assumes that a backdoor has features of its own. Data: labelled images. Layers: any that cuts the
 network; for best results the last feature map. Known failures (see ``docs/methods/bti-dbf.md``):
 triggers that are smooth or differ from image to image; backdoors in few weights (TBT), whose
-trigger is no stronger than a universal perturbation; without a strong trigger the
-repair is little more than fine-tuning.
+trigger is no stronger than a universal perturbation; without a strong trigger the repair is little
+more than fine-tuning; vision transformers whose head reads a class token, since nothing reads the
+other tokens, which are most of the map, and the generator moves these (``decoupling.layer`` can
+name a module that gives the class token alone, as ``fc_norm`` in timm).
 """
 
 from __future__ import annotations
@@ -135,7 +138,9 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         started = time.perf_counter()
         known, held_out = divided(clean, self.held_out, seed=seed)
-        start = Start.of(classifier.trace(clean.shape), known, self.inversion, seed, progress)
+        layer = self.decoupling.layer
+        classifier.trace(clean.shape)
+        start = Start.of(classifier, known, self.inversion, seed, progress, layer=layer)
         found: list[Found] = []
         # The published generator has but one start.
         most = MOST_TRIGGERS if start.generator is None else 1
@@ -205,7 +210,8 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         original, repaired = classifier.copy(), classifier.copy()
         original.network.eval()
         repaired.network.eval()
-        start = Start.of(repaired, known, self.inversion, seed, progress)
+        layer = self.decoupling.layer
+        start = Start.of(repaired, known, self.inversion, seed, progress, layer=layer)
         optimizer = None
         if how.optimizer == "adam":
             optimizer = torch.optim.Adam(repaired.network.parameters(), recipe.learning_rate)
@@ -230,7 +236,6 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             seconds["inverting"] += inverted - before
             if n and self.strong is not None and found.p_value > self.strong:
                 break
-            layer = self.decoupling.layer
             history = fit(
                 repaired,
                 known,
@@ -238,7 +243,7 @@ class BtiDbf(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 seed=seed + n,
                 loss=generated_loss(
                     original,
-                    [one.inverted.stamp for one in rounds],
+                    start.stamps(rounds),
                     how,
                     live=repaired.split(layer),
                     anchor=original.split(layer),

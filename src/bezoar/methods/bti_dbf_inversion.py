@@ -8,10 +8,11 @@ the backdoor, and the class it leads to falls out of the answers (``votes``).
 
 Paper: Xu et al., ICLR 2024 (OpenReview Tw9wemV6cb), eq. (2). Its official code takes mean squares
 for norms, w = 0.01, and instead of the constraint a switch: a batch beyond 0.3 (mean square of
-normalised pixels), or whose benign features move by more than 3, only pulls G back. Its U-Net has
-no way around its norms and must learn the identity for 50 epochs first (``pretrain``); the code's
-agreement term, a cross-entropy fed with probabilities, is here the KL divergence from the clean to
-the generated answer.
+normalised pixels), or whose benign features move by more than 3, only pulls G back; behind a
+purifier Q it puts Q(G(x)) for G(x) everywhere, there too. Its U-Net has no way around its norms and
+must learn the identity for 50 epochs first (``pretrain``); the code's agreement term, a
+cross-entropy fed with probabilities, is here the KL divergence from the clean to the generated
+answer.
 
 Ours: the generator starts as the identity (``ResidualGenerator``), the constraint holds for every
 image by scaling its change back (``generated_trigger.bounded``), in pixel units whatever the
@@ -20,6 +21,7 @@ normalisation is, and what comes out is clipped to an image.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -100,7 +102,7 @@ def invert_generator(
         images: (n, c, h, w) in [0, 1], on the classifier's device.
         settings: how.
         seed: of the start and the order.
-        start: a generator to go on with; None makes a new one.
+        start: a generator to go on with, in place; what is found has a copy. None makes a new one.
         optimizer: of ``start``, to go on with; None makes a new one.
         front: stands before the classifier: the trigger must survive it.
         target: the class for the target term.
@@ -143,6 +145,8 @@ def invert_generator(
                 found.benign.append(float(benign))
                 progress("BTI-DBF: inverting the trigger", (step + 1) / steps)
     generator.eval()
+    if start is not None:
+        found.generator = copy.deepcopy(generator)  # a later round goes on with ``start``
     found.pulled_back, found.steps = pulled / steps, steps
     return found
 
@@ -204,7 +208,7 @@ def _objective(
     benign = _size(decoupled.mask * away, settings.distance)
     loss, back = settings.benign_weight * benign - moved, False
     if settings.constraint == "switch":
-        pixels = F.mse_loss(classifier.normalise(made), classifier.normalise(batch))
+        pixels = F.mse_loss(classifier.normalise(seen), classifier.normalise(batch))
         back = bool((pixels > limit**2) | (benign > settings.benign_limit))
         loss = pixels if back else loss
     return loss, logits, moved.detach(), benign.detach(), back

@@ -24,13 +24,14 @@ import time
 from typing import ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_generators import GeneratorInversion, residual_generator
+from bezoar.methods.bti_dbf_inversion import Front
 from bezoar.methods.bti_dbf_purifying import Purifying, in_front, purifying_loss
 from bezoar.methods.bti_dbf_recovering import (
     Found,
@@ -120,7 +121,8 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         recipe = recipe_for(how.recipe, how.augment, classifier, clean, seed=seed)
         behind = classifier.copy()
         behind.network.eval().requires_grad_(False)
-        start = Start.of(behind, known, self.inversion, seed, progress)
+        layer = self.decoupling.layer
+        start = Start.of(behind, known, self.inversion, seed, progress, layer=layer)
         purifier = self._purifier(behind, start, seed).requires_grad_(False)
         purified = in_front(behind, purifier, how)
         front = purified.network
@@ -140,6 +142,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 seed=seed + n,
                 start=start,
                 front=front.purify if n else None,
+                noiseless=self._noiseless(front) if n else None,
                 target=rounds[0].majority if rounds else None,
                 progress=progress,
             )
@@ -147,15 +150,13 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             seconds["inverting"] += time.perf_counter() - before
             if self.strong is not None and found.p_value > self.strong:
                 break
-            anchor = behind.split(self.decoupling.layer)
+            anchor = behind.split(layer)
             history = fit(
                 purified,
                 known,
                 recipe,
                 seed=seed + n,
-                loss=purifying_loss(
-                    behind, [one.inverted.stamp for one in rounds], how, anchor=anchor
-                ),
+                loss=purifying_loss(behind, start.stamps(rounds), how, anchor=anchor),
                 parameters=purifier.parameters(),
                 optimizer=optimizer,
                 progress=progress,
@@ -180,6 +181,17 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "seconds": seconds | {"total": time.perf_counter() - started},
             },
         )
+
+    def _noiseless(self, front: Purified) -> Front | None:
+        """What a later trigger is inverted behind: Q alone, with the official code's switch."""
+        if self.inversion.constraint != "switch":
+            return None
+
+        def purified(pixels: Tensor) -> Tensor:
+            images: Tensor = front.purifier(pixels)
+            return images.clamp(0, 1)
+
+        return purified
 
     def _purifier(self, behind: Classifier, start: Start, seed: int) -> nn.Module:
         """A purifier that has seen no trigger; the published one starts where the generator did."""

@@ -23,6 +23,7 @@ from bezoar.methods.bti_dbf_decoupling import Decoupled, Decoupling, decouple
 from bezoar.methods.bti_dbf_generators import GeneratorInversion, generator_optimizer
 from bezoar.methods.bti_dbf_inversion import Front, Inverted, invert_generator, pretrain
 from bezoar.methods.bti_dbf_strength import strength_of, strength_test
+from bezoar.methods.bti_dbf_unlearning import Stamp
 from bezoar.methods.generated_trigger import size
 from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
 from bezoar.methods.votes import Reading, Votes, count_votes, reading
@@ -53,16 +54,28 @@ class Start:
         settings: GeneratorInversion,
         seed: int,
         progress: Progress = no_progress,
+        *,
+        layer: str | None = None,
     ) -> Start:
-        """A pre-trained generator for settings that need one (the published ones), else none."""
+        """A pre-trained generator for settings that need one (the published ones), else none.
+
+        It is pre-trained on the maps of ``layer``, which shall be the one that is decoupled.
+        """
         if settings.generator != "published":
             return cls()
         pixels, _ = pixels_of(known, classifier)
         with classifier.evaluating():
             generator = pretrain(
-                classifier, classifier.split(), pixels, settings, seed=seed, progress=progress
+                classifier, classifier.split(layer), pixels, settings, seed=seed, progress=progress
             )
         return cls(generator, generator_optimizer(generator, settings))
+
+    def stamps(self, rounds: Sequence[Found]) -> list[Stamp]:
+        """What is put on images after these rounds: the triggers of all of them.
+
+        Of one generator that goes on from round to round only the last state (official code).
+        """
+        return [one.inverted.stamp for one in (rounds if self.generator is None else rounds[-1:])]
 
 
 @dataclass(frozen=True)
@@ -195,6 +208,7 @@ def recover(
     seed: int,
     start: Start | None = None,
     front: Front | None = None,
+    noiseless: Front | None = None,
     target: int | None = None,
     elsewhere: Found | None = None,
     progress: Progress = no_progress,
@@ -210,6 +224,7 @@ def recover(
         seed: of all draws.
         start: a generator to go on with; by default a new one is made.
         front: a purifier that the trigger must survive.
+        noiseless: what stands in its place while the trigger is inverted; by default itself.
         target: a class for the inversion's target term.
         elsewhere: an earlier trigger; the new one must lead somewhere else.
         progress: called with what is done.
@@ -239,7 +254,7 @@ def recover(
             seed=seed,
             start=start.generator,
             optimizer=start.optimizer,
-            front=front,
+            front=noiseless or front,
             target=target,
             avoid=avoid,
             progress=progress,

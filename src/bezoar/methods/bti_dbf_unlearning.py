@@ -157,6 +157,6 @@ def stamp_some(
         if settings.strengths == "all":
             factor = 0.25 + 0.75 * torch.rand(count, 1, 1, 1, generator=generator)
             change = change * factor.to(images.device)
-        shown = images.clone()
-        shown[chosen] = plain + change
+    shown = images.clone()  # with the graph of images that need gradients (``training.fit``)
+    shown[chosen] = plain + change
     return shown

@@ -40,7 +40,12 @@ from bezoar.device import seeded, to_fast_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.dhbe_game import Game, Rules, falling_cosine, steps_down
-from bezoar.methods.dhbe_measuring import Changed, agreement_on, changed_by_fresh_patterns
+from bezoar.methods.dhbe_measuring import (
+    Changed,
+    agreement_on,
+    answers,
+    changed_by_fresh_patterns,
+)
 from bezoar.methods.dhbe_patterns import PatternFamily, fitting_sizes, shares
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.recalibration import recalibrate
@@ -53,7 +58,7 @@ _WHAT = "erasing without data"
 _MEASURED = 16  # batches of fresh synthetic images for what is measured at the end
 _STRONG = 0.5  # share of images led to one class; below 0.3 wherever no backdoor was, so far
 _BARE = 0.1  # of the learning rate: at the whole of it, networks without BatchNorm diverged
-_FEW = 0.3  # share of the classes in a batch
+_FEW = 0.3  # of the classes that as many images show where all classes are equally frequent
 _SHOWN = 512  # images that a report chooses from
 
 
@@ -202,6 +207,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 images = source.images(_MEASURED)
                 probed.append(self._probed(classifier, student, images, sizes, seed))
             same = agreement_on(images, source.network, student)
+            seen = answers(source.network, images)
         for parameter in trained:
             parameter.grad = None
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # stub
@@ -216,7 +222,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "after": probed[-1].share.as_record(),
             },
             "refused": _refusal(game.curves.gap, student),
-            "flags": self._flags(classifier, source, probed, float(game.curves.classes[-1])),
+            "flags": self._flags(classifier, source, probed, seen),
             "seconds": {"total": time.perf_counter() - started},
         }
         return Repair(repaired, record, synthetic=shown)
@@ -304,8 +310,9 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         classifier: Classifier,
         source: SampleSource,
         probed: list[Changed],
-        classes: float,
+        seen: Tensor,
     ) -> list[str]:
+        """What the user should know; ``seen`` are classes of the last synthetic images, (n,)."""
         flags = []
         before, after = probed[0], probed[-1]
         if before.led > _STRONG:
@@ -325,10 +332,11 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "The network has no BatchNorm, so nothing made the synthetic images resemble its "
                 "training images; the repair is a weak one."
             )
-        if classes < _FEW:
+        classes, held = classifier.num_classes, int(seen.bincount().count_nonzero())
+        if held < _FEW * classes * (1 - (1 - 1 / classes) ** len(seen)):
             flags.append(
-                f"The last synthetic batch shows {100 * classes:.0f} % of the classes; the others "
-                "were hardly repaired."
+                f"The last {len(seen):,} synthetic images show {held:,} of {classes:,} classes; "
+                "the others were hardly repaired."
             )
         return flags
 
@@ -347,8 +355,12 @@ def _refusal(gaps: list[Tensor], student: nn.Module) -> str | None:
 
 
 def _set_training(student: nn.Module) -> None:
-    """Train mode without dropout, which the teacher does not have and which would floor D."""
-    student.train()
+    """Batch statistics, and nothing else of train mode.
+
+    Dropout, stochastic depth and their like, modules or functions, are off in the teacher and would
+    floor D. Flags alone are set: what a BatchNorm holds (timm) may be one of these.
+    """
+    student.eval()
     for module in student.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.training = True

@@ -35,6 +35,7 @@ import time
 from typing import Any, ClassVar, Self
 
 import msgspec
+import torch
 from torch import Tensor
 
 from bezoar.classifier import Classifier
@@ -52,6 +53,7 @@ from bezoar.methods.i_bau import IBAU
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.pixel_inversion import PixelInversion
 from bezoar.methods.sample_diversity import Diversity, diversity
+from bezoar.methods.second_derivatives import check_twice_differentiable
 from bezoar.training import Progress, no_progress
 
 _KEPT_OUT = 0.2  # share of the public images that nothing learns from
@@ -65,13 +67,14 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Attributes:
         samples: ``inverted``, the method, or what a control takes in the place of it: ``random``
             images of the generator, ``public`` images, or images searched in ``pixels``.
-        count: how many samples the removal gets, in equal shares of the classes.
-        tried: how many are searched for each that is kept.
+        count: how many samples the removal gets, in equal shares of the classes, each rounded up;
+            at least two of each class where the removal holds images out.
+        tried: how many are searched for each that is kept, where they are selected.
         companions: for each inverted sample, how many public images the removal learns from
             besides, labelled by the suspect, where there are any; 0 is the paper's way.
         training: of the generator, where public images are given and none is.
         inversion: how samples are searched.
-        selection: which are kept.
+        selection: which are kept; None keeps all, with the labels that were wanted.
         pixels: how images are searched in pixels, where ``samples`` says so.
         removal: I-BAU's settings on these samples.
         controls: which of the other ``samples`` the same removal is repeated with; what comes out
@@ -93,7 +96,7 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
     companions: float = 1.0
     training: AdversarialTraining = AdversarialTraining()
     inversion: Inversion = Inversion()
-    selection: Selection = Selection()
+    selection: Selection | None = Selection()
     pixels: PixelInversion = PixelInversion()
     removal: IBAU = IBAU()
     controls: tuple[Source, ...] = ("public",)
@@ -115,7 +118,8 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Generator and search of the first author's released code, I-BAU as released.
 
         What the paper adds to these, the two stabilities, could not be read: their weights are
-        ours. Samples are not selected, which none of that code does.
+        ours. As in that code samples are not selected: all are kept, with the labels that were
+        wanted.
         """
         return cls(
             tried=1.0,
@@ -124,7 +128,7 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             inversion=msgspec.structs.replace(
                 Inversion.published(), input_weight=0.3, parameter_weight=0.3
             ),
-            selection=Selection(least_score=-1.0, least_confidence=0.0, similarity=1.0),
+            selection=None,
             pixels=PixelInversion.published(),
             removal=IBAU.published(),
             controls=(),
@@ -234,6 +238,8 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             InputError: what ``samples`` needs is None.
         """
         per_class = -(-self.count // classifier.num_classes)
+        if self.removal.held_out:
+            per_class = max(2, per_class)  # one image of a class cannot be divided
         if self.samples == "public":
             if public is None:
                 raise InputError("samples=public takes public images, and none were given")
@@ -279,6 +285,7 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 "samples=public takes public images, and only a generator was given; give images"
             )
         classifier.trace(public.shape)
+        self._check_differentiable(classifier)
         kept_out, kept_in = None, None
         if images is not None:
             kept_out, kept_in = ImageSet(images.images).split(_KEPT_OUT, seed=seed)
@@ -296,6 +303,25 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             kept_in, None, self.training, seed=seed, device=classifier.device, progress=progress
         )
         return made, kept_in, kept_out
+
+    def _check_differentiable(self, classifier: Classifier) -> None:
+        """Refuses a suspect that cannot be differentiated twice, where the search does that."""
+        how = self.inversion
+        if "inverted" not in {self.samples, *self.controls}:
+            return
+        twice = {
+            "inversion.input.form": how.input_weight and how.input.form == "gradient",
+            "inversion.parameter.form": how.parameter_weight
+            and how.parameter.form == "second order",
+        }
+        names = [name for name, asked in twice.items() if asked]
+        if names:
+            copy = classifier.copy()
+            copy.network.eval()
+            grey = torch.full((2, *classifier.input_shape), 0.5, device=classifier.device)
+            check_twice_differentiable(
+                copy, grey, instead=f"choose another {' and another '.join(names)}"
+            )
 
     def _flags(
         self, classifier: Classifier, samples: Samples, spread: Diversity | None

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bezoar.errors import InputError
+from bezoar.methods.second_derivatives import second_derivatives
 
 Logits = Callable[[Tensor], Tensor]
 """Images (n, c, h, w) in [0, 1] to logits (n, classes)."""
@@ -134,7 +135,9 @@ def adversarial_shift(
 def gradient_penalty(network: Logits, images: Tensor, labels: Tensor) -> Tensor:
     """||d CE(f(x), y) / dx||_2^2 of each image, (n,), to be differentiated once more."""
     with torch.enable_grad():
-        loss = F.cross_entropy(network(images), labels, reduction="sum")
+        with second_derivatives():
+            logits = network(images)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
         (slope,) = torch.autograd.grad(loss, images, create_graph=True)
     return slope.flatten(1).square().sum(1)
 

@@ -24,6 +24,7 @@ is that of what little loss is left.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Literal
 
@@ -35,6 +36,8 @@ from torch import Tensor
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.methods.moved_weights import TINY, norm_of
+from bezoar.methods.second_derivatives import second_derivatives
+from bezoar.training import needs_gradients_of_images
 from bezoar.units import logits_with
 
 
@@ -164,8 +167,12 @@ def _slopes(
     *,
     create_graph: bool = False,
 ) -> dict[str, Tensor]:
+    if needs_gradients_of_images(classifier.network):
+        images = images.contiguous()  # nobody asks for their gradients, so not channels last
     with torch.enable_grad():
-        loss = F.cross_entropy(logits_with(classifier, images, parameters), labels)
+        with second_derivatives() if create_graph else contextlib.nullcontext():
+            logits = logits_with(classifier, images, parameters)
+        loss = F.cross_entropy(logits, labels)
         slopes = torch.autograd.grad(
             loss,
             list(parameters.values()),

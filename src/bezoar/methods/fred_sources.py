@@ -19,6 +19,7 @@ Ours throughout.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from bezoar.classifier import BATCH, Classifier
 from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
-from bezoar.methods.fred_inversion import Inverted, invert
+from bezoar.methods.fred_inversion import invert
 from bezoar.methods.fred_selection import Selection, select
 from bezoar.methods.fred_settings import Inversion
 from bezoar.methods.pixel_inversion import PixelInversion, invert_pixels
@@ -58,35 +59,49 @@ def inverted(
     classifier: Classifier,
     generator: PublicGenerator,
     inversion: Inversion,
-    selection: Selection,
+    selection: Selection | None,
     *,
     per_class: int,
     tried: float,
     seed: int,
     progress: Progress = no_progress,
 ) -> Samples:
-    """Inverts ``tried`` times as many samples as are wanted, and keeps the best of each class."""
+    """Inverts ``tried`` times as many samples as are wanted, and keeps the best of each class.
+
+    Without a ``selection`` as many as are wanted, all of which are kept.
+    """
+    searched = per_class if selection is None else max(per_class, round(tried * per_class))
     found = invert(
         classifier,
         generator,
-        every_class(classifier.num_classes, max(per_class, round(tried * per_class))),
+        every_class(classifier.num_classes, searched),
         inversion,
         seed=seed,
         progress=progress,
     )
     started = time.perf_counter()
-    kept = select(
-        classifier, found.images, found.labels, per_class, selection, seed=seed, progress=progress
-    )
-    samples = as_samples(classifier, found.images[kept.indices], found.labels[kept.indices])
+    rows, seen = torch.arange(len(found.labels)), dict(found.diagnostics)
+    told: dict[str, Any] | None = None
+    if selection is not None:
+        kept = select(
+            classifier,
+            found.images,
+            found.labels,
+            per_class,
+            selection,
+            seed=seed,
+            progress=progress,
+        )
+        rows, seen, told = kept.indices, seen | {"stability": kept.scores}, kept.record
+    samples = as_samples(classifier, found.images[rows], found.labels[rows])
     record = samples.record | {
         "tried": len(found.labels),
-        "short": kept.record["short"],
-        "quantiles": _quantiles(found, kept.scores, kept.indices),
+        "short": told["short"] if told else [],
+        "quantiles": _quantiles(seen, rows),
         "images_per_minute": found.record["images per minute"],
         "shares": found.record["shares"],
         "search": found.record,
-        "selection": kept.record,
+        "selection": told,
         "seconds": {
             "inverting": found.record["seconds"],
             "selecting": time.perf_counter() - started,
@@ -199,12 +214,11 @@ def _missing(counts: list[int]) -> dict[str, Any]:
     return {"missing": [k for k, count in enumerate(counts) if not count]}
 
 
-def _quantiles(found: Inverted, scores: Tensor, kept: Tensor) -> dict[str, list[float]]:
+def _quantiles(seen: Mapping[str, Tensor], kept: Tensor) -> dict[str, list[float]]:
     """Tenth, middle and ninetieth percentile of what is known of the samples that are kept."""
-    seen = {**found.diagnostics, "stability": scores}
-    seen.pop("steps", None)
     places = torch.tensor(_QUANTILES)
     return {
         name.replace(" ", "_"): torch.quantile(values[kept].float(), places).tolist()
         for name, values in seen.items()
+        if name != "steps"
     }

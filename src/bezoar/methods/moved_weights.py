@@ -47,10 +47,11 @@ def loss_at_moved_weights(way: Way, *, share: float = 1.0, label_smoothing: floa
         trained = {name: parameter for name, parameter in named if parameter.requires_grad}
         logits = classifier(images)
         here = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        slopes = torch.autograd.grad(
-            here, list(trained.values()), allow_unused=True, materialize_grads=True
-        )
-        gradients = dict(zip(trained, slopes, strict=True))
+        asked: list[Tensor] = list(trained.values())
+        if images.requires_grad:  # a GroupNorm may need this: ``needs_gradients_of_images``
+            asked.append(images)
+        slopes = torch.autograd.grad(here, asked, allow_unused=True, materialize_grads=True)
+        gradients = dict(zip(trained, slopes, strict=False))  # without the images'
         with torch.no_grad():
             moves = way({name: value.detach() for name, value in trained.items()}, gradients)
         moved = {name: value + moves[name] for name, value in trained.items()}

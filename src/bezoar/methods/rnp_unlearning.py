@@ -31,7 +31,7 @@ from bezoar.device import seeded, to_fast_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.rnp_batches import even_batches
-from bezoar.training import Progress, no_progress
+from bezoar.training import Progress, needs_gradients_of_images, no_progress
 
 LEVELS = (0.75, 0.5, 0.25)  # shares of the first accuracy at which a state is kept
 EARLY = (0.75, 0.5)  # those at which the lost images tell where the network falls
@@ -327,10 +327,13 @@ class _Ascent:
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )
+        self.through_images = needs_gradients_of_images(network)
 
     def step(self, classifier: Classifier, images: Tensor, labels: Tensor, rate: float) -> int:
         """One step upwards; how many of the images were answered rightly before it."""
         self.network.train()
+        if self.through_images:
+            images.requires_grad_()
         logits = classifier(images)
         for group in self.sgd.param_groups:
             group["lr"] = rate
@@ -345,12 +348,20 @@ class _Ascent:
         return all(bool(torch.isfinite(p).all()) for p in self.network.parameters())
 
     def state(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.network.state_dict().items()}
+        return _copied(self.network)
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes back; the momentum that led astray is forgotten."""
         self.network.load_state_dict(state)
         self.sgd.state.clear()
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    """Its state dict, which stays one: it keeps the versions of modules, which some ask for."""
+    state = network.state_dict()
+    for name, value in state.items():
+        state[name] = value.clone()
+    return state
 
 
 def _answers(classifier: Classifier, images: ImageSet) -> Tensor:
@@ -372,8 +383,6 @@ def _note(run: Unlearned, done: int, accuracy: float, answers: Tensor, lost: Ten
     run.top_share.append(float(torch.bincount(answers).max()) / len(answers))
     for level in LEVELS:
         if level not in run.levels and accuracy <= level * run.first_accuracy:
-            run.levels[level] = {
-                name: value.clone() for name, value in run.classifier.network.state_dict().items()
-            }
+            run.levels[level] = _copied(run.classifier.network)
             counts = torch.bincount(answers[lost], minlength=run.classifier.num_classes)
             run.lost[level] = counts / max(1, len(answers[lost]))

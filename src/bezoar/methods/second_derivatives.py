@@ -49,12 +49,13 @@ class _PlainHardsigmoid(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def check_twice_differentiable(classifier: Classifier, images: Tensor) -> None:
+def check_twice_differentiable(classifier: Classifier, images: Tensor, *, instead: str) -> None:
     """Differentiates the network twice on a few images, and says where that cannot be done.
 
     Args:
         classifier: in eval mode; its gradients are None afterwards.
         images: (n, c, h, w) in [0, 1]; one or two are enough.
+        instead: what the user can do about it, as the end of the message.
 
     Raises:
         InputError: an operation has no second derivative; the message names it.
@@ -72,8 +73,7 @@ def check_twice_differentiable(classifier: Classifier, images: Tensor) -> None:
         if not any(words in str(error) for words in _NO_SECOND):
             raise
         raise InputError(
-            f"the network cannot be differentiated twice: {str(error).splitlines()[0]}; set "
-            "implicit.terms to 0, which leaves out the term that needs it"
+            f"the network cannot be differentiated twice: {str(error).splitlines()[0]}; {instead}"
         ) from error
     finally:
         classifier.network.zero_grad(set_to_none=True)
