@@ -81,6 +81,13 @@ def test_another_setting_was_not_measured_and_one_that_changes_no_p_value_was():
     assert combine(harmless).factor == combine(seen).factor
 
 
+@pytest.mark.parametrize(("some", "measured"), [(4, False), (10, True), (11, False)])
+def test_some_classes_were_measured_where_they_are_as_many_as_a_scan_chooses(some, measured):
+    blank = (1.0,) * 43
+    found = evidence("neural-cleanse", blank, classes=list(range(some)))
+    assert (combine([evidence("tac", blank), found]).factor is not None) == measured
+
+
 def test_the_combination_is_the_harmonic_mean_times_the_factor():
     rows = [(0.01, 1.0, 0.5), (0.02, 0.3, 0.5), (0.05, 1.0, 0.5), (1.0, 1.0, 0.5)]
     combined = combine([evidence(n, r) for n, r in zip(ALL, rows, strict=True)])

@@ -35,6 +35,7 @@ from importlib import resources
 from typing import Any
 
 from bezoar.methods import Evidence, methods
+from bezoar.reference_classes import SOME
 from bezoar.statistics import LEAST, harmonic_mean, harmonic_means
 
 NULL = "data/scan_null.json"  # written by benchmarks/scan_null.py
@@ -42,8 +43,8 @@ TAIL = 0.2  # the share of the null networks that the factor is read from
 MANY = 100  # classes; beyond it, networks are held against their like alone
 CONTRADICTED = 10.0  # a factor that one in ten tests exceeds although they hold
 
-# Settings that change no p-value: which class is removed, which ones are compared, and on which
-# network a trigger is inverted once the p-values are there.
+# Settings that change no p-value: which class is removed, which ones are compared (as many as at the
+# null networks), and on which network a trigger is inverted once the p-values are there.
 _FREE = ("target_class", "classes", "inverted_network")
 
 
@@ -147,12 +148,17 @@ def _factor_alone(evidence: Evidence) -> float:
 
 
 def as_measured(evidence: Evidence) -> bool:
-    """Whether a witness looked with its default settings, as at the null networks."""
+    """Whether a witness looked with its default settings, as at the null networks.
+
+    Where it looked at some classes alone, whether these were as many as a scan chooses.
+    """
     name = evidence.method
     if name not in methods.names():
         return False
     default = methods.get(name)().configuration()
     given = evidence.record.get("configuration", default)
+    if given.get("classes") is not None and len(given["classes"]) != SOME:
+        return False
     return all(given.get(key) == value for key, value in default.items() if key not in _FREE)
 
 

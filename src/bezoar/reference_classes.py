@@ -18,6 +18,7 @@ from bezoar.methods import Evidence, Method, NeuralCleanse
 
 MOST = 12  # classes that are all looked at
 PICKED, DRAWN = 4, 6
+SOME = PICKED + DRAWN
 
 
 def narrowed(method: Method, before: Sequence[Evidence], classes: int, *, seed: int) -> Method:
@@ -33,7 +34,7 @@ def narrowed(method: Method, before: Sequence[Evidence], classes: int, *, seed: 
         return method
     picked = sorted(range(classes), key=lambda k: _unusual(before, k))[:PICKED] if before else []
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
-    drawn = [k for k in order if k not in picked][: PICKED + DRAWN - len(picked)]
+    drawn = [k for k in order if k not in picked][: SOME - len(picked)]
     return msgspec.structs.replace(method, classes=tuple(sorted(picked + drawn)))
 
 
