@@ -90,7 +90,9 @@ def test_the_story_holds_the_measured_numbers(demo):
     first, second, third, fourth = record["story"]
     assert first.startswith("Backdoored network: ") and "suspected class: 0" in first
     assert second == "Its clean twin: nothing found."
-    assert third.startswith("Repaired: accuracy ")
+    assert third == record["repair"]["outcome"]
+    left = ", signs of a backdoor left" if record["repair"]["aftercare"]["signs"] else ""
+    assert third.startswith(f"Repaired{left}: accuracy ")
     after = record["repair"]["attack"]["after"]
     assert f"{100 * after['asr']['value']:.1f} % after the repair" in fourth
     assert f"{100 * after['acc']['value']:.1f} % after." in fourth
