@@ -43,8 +43,8 @@ TAIL = 0.2  # the share of the null networks that the factor is read from
 MANY = 100  # classes; beyond it, networks are held against their like alone
 CONTRADICTED = 10.0  # a factor that one in ten tests exceeds although they hold
 
-# Settings that change no p-value: which class is removed, which ones are compared (as many as at the
-# null networks), and on which network a trigger is inverted once the p-values are there.
+# Settings that change no p-value: which class is removed, which ones are compared (as many as at
+# the null networks), and on which network a trigger is inverted once the p-values are there.
 _FREE = ("target_class", "classes", "inverted_network")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from latent_models import digits_generator
 from msgspec.structs import replace
+from once_differentiable import Once
 from public_digits import collage
 from torch import nn
 
@@ -267,25 +268,6 @@ def test_the_published_preset_is_released_code_and_the_two_stabilities():
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         FreD(**wrong)
-
-
-class Cubed(torch.autograd.Function):
-    """An operation of somebody's own that can be differentiated once."""
-
-    @staticmethod
-    def forward(context, x):
-        context.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(context, slope):
-        return 3 * context.saved_tensors[0] ** 2 * slope
-
-
-class Once(nn.Module):
-    def forward(self, x):
-        return Cubed.apply(x)
 
 
 GRADIENT = {"input": InputStability(form="gradient")}

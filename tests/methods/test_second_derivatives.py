@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from once_differentiable import Once
 from torch import nn
 
 from bezoar import networks
@@ -22,20 +23,6 @@ class Gated(nn.Module):
     def forward(self, x):
         flat = x.flatten(1)
         return self.head(flat * F.hardsigmoid(self.gate(flat)))
-
-
-class Once(torch.autograd.Function):
-    """An operation of somebody's own that says that it is differentiable once."""
-
-    @staticmethod
-    def forward(context, x):
-        context.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(context, slope):
-        return 3 * context.saved_tensors[0] ** 2 * slope
 
 
 def classifier(network):
@@ -105,11 +92,7 @@ def test_activations_in_place_have_the_same_second_derivatives(kind):
 
 
 def test_what_cannot_be_differentiated_twice_is_named():
-    class Cubed(nn.Module):
-        def forward(self, x):
-            return Once.apply(x)
-
-    network = nn.Sequential(nn.Flatten(), Cubed(), nn.Linear(4, 3))
+    network = nn.Sequential(nn.Flatten(), Once(), nn.Linear(4, 3))
     told = "cannot be differentiated twice: .*differentiate twice.*; leave it out$"
     with pytest.raises(InputError, match=told):
         check_twice_differentiable(
