@@ -48,6 +48,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
+def beside(place: Path) -> Path:
+    """A new name in the same folder: a rename within one folder cannot be half done.
+
+    Random, and not the process id: containers that share a folder have equal ones.
+    """
+    return place.with_name(f".bezoar-{secrets.token_hex(8)}.part")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes beside ``path`` and renames, so that no half file is ever there.
 
@@ -60,8 +68,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise InputError(f"{path} is a folder; give the name of a file in it")
     special = path.exists() and not path.is_file()
     place = path if special else Path(os.path.realpath(path))
-    # Not the process id: containers that share a folder have equal ones.
-    partial = place.with_name(f".{place.name}.{secrets.token_hex(8)}.part")
+    partial = beside(place)
     try:
         if special:
             path.write_bytes(content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +15,7 @@ from torch import Tensor
 from bezoar.errors import InputError
 from bezoar.intake.matching import converted, matching_state
 from bezoar.intake.weights import SAFETENSORS, TORCH_ZIP, WeightsFile
+from bezoar.records import beside
 
 _TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".tar", ".bin")
 
@@ -40,7 +40,7 @@ def check_writable(out: str | Path, source: WeightsFile) -> None:
     if not folder.is_dir():
         raise InputError(f"the folder {folder} does not exist; create it, or give another file")
     # The rights alone do not tell: file systems can be read-only, and full.
-    probe = _beside(target)
+    probe = beside(_resolved(target))
     try:
         with probe.open("xb"):
             pass
@@ -113,7 +113,7 @@ def save(out: str | Path, write: Callable[[BinaryIO], object]) -> None:
         InputError: the disk is full, or the folder cannot be written to.
     """
     target = _resolved(Path(out))
-    partial = _beside(target)
+    partial = beside(target)
     try:
         with partial.open("xb") as stream:
             write(stream)
@@ -166,11 +166,6 @@ def _is_same_file(target: Path, source: Path) -> bool:
 
 def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
-
-
-def _beside(target: Path) -> Path:
-    """A new name in the target's folder: a rename within one folder cannot be half done."""
-    return _resolved(target).parent / f".bezoar-{secrets.token_hex(8)}.part"
 
 
 def _cannot_write(out: str | Path, error: Exception) -> InputError:
