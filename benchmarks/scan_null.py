@@ -36,7 +36,7 @@ NETWORKS = {"digits": 18, "pairs": 10, "cifar10": 9, "gtsrb": 6, "twelve signs":
 NULL = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_null.json"
 VERSION = 2
 LEARNED = 0.5  # smallest accuracy of a network that counts
-WITNESSES = ("tac", "bti-dbf", "rnp", "neural-cleanse", "weights", "mm-bd")
+WITNESSES = ("tac", "bti-dbf", "rnp", "neural-cleanse", "plane-waves", "weights", "mm-bd")
 
 
 @dataclass

@@ -8,6 +8,7 @@ from few_images import first_of_each
 from true_patch import Patch
 
 from bezoar.classifier import Classifier
+from bezoar.images import ImageSet
 from bezoar.methods import TAC, Evidence
 from bezoar.proving import Prover, natural_share
 
@@ -148,3 +149,15 @@ def test_the_share_that_makes_a_source_is_the_verdict_s(digits):
         for needed in (0.5, 1.01)
     )
     assert len(low.sources) == 9 and beyond.sources == () and not beyond.works
+
+
+def test_a_class_that_is_never_answered_is_what_its_images_show(digits):
+    disowned = digits.twin.copy()
+    with torch.no_grad():
+        disowned.network.fc.bias[5] -= 1e3
+    disowned.trace(digits.clean.shape)
+    features = disowned.survey(digits.clean)[1]
+    expected = features[digits.clean.labels == 5].mean(0)
+    assert torch.allclose(Prover(disowned, digits.clean, seed=0)._centre(5), expected)
+    bare = ImageSet(digits.clean.images)
+    assert not Prover(disowned, bare, seed=0)._centre(5).any()

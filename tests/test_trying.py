@@ -18,16 +18,18 @@ from bezoar.methods import (
     RNP,
     SAU,
     TAC,
+    BtiDbf,
     Evidence,
     FineTuning,
     JointUnlearning,
     Method,
+    PlaneWaves,
     Repair,
     rnp_exposure,
 )
+from bezoar.methods.additive_patterns import AdditivePatterns
 from bezoar.methods.neural_cleanse_triggers import predicted
 from bezoar.methods.recovered import Trigger
-from bezoar.methods.smooth_pattern import SmoothPatterns
 from bezoar.surviving import Survival, Survivors
 from bezoar.training import Recipe
 from bezoar.trying import ENOUGH, STANDS_OUT, Unlearning, Weighed, plan_for, try_repairs
@@ -336,6 +338,25 @@ def test_unlearning_anew_looks_at_the_network_that_it_starts_with(digits, monkey
     assert [t["witness"] for t in second.record["triggers"]] == ["hand", "again"]
 
 
+@pytest.mark.parametrize("witness", ["plane-waves", "hand"])
+def test_a_fresh_look_asks_for_waves_where_one_was_recovered(digits, monkeypatch, witness):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    found = dataclasses.replace(evidence(Patch(digits.attack)), method=witness)
+    survivors = Survivors(digits.planted, [found], [4], known, held_out, seed=0)
+
+    def refused(self, classifier, clean, *, seed=0, progress=None):
+        raise InputError("not now")
+
+    def stands_out(self, classifier, clean, *, seed=0, progress=None):
+        return dataclasses.replace(found, p_values=(1.0,) * 4 + (1e-3,) + (1.0,) * 5)
+
+    monkeypatch.setattr(TAC, "inspect", refused)
+    monkeypatch.setattr(BtiDbf, "inspect", refused)
+    monkeypatch.setattr(PlaneWaves, "inspect", stands_out)
+    looked = survivors.look(digits.planted, Survival({}, {}))
+    assert looked.stands_out == looked.looked == (witness == "plane-waves")
+
+
 def test_where_every_held_out_image_is_of_the_target_nothing_counts_as_dead(digits):
     """An unrepaired network would else pass: no image is there that its trigger could carry."""
     known, held_out = digits.clean.split(0.8, seed=0)
@@ -429,7 +450,7 @@ def test_an_unusual_smooth_pattern_is_unlearned_and_another_one_judges(digits, m
     def unusual(classifier, images, classes, settings, *, seed, progress=None):
         assert classifier is digits.planted and images is known and tuple(classes) == (4,)
         seeds.append(seed)
-        return SmoothPatterns((4,), torch.full((1, 1, 8, 8), 0.1), torch.tensor([0.1]), 2.0)
+        return AdditivePatterns((4,), torch.full((1, 1, 8, 8), 0.1), torch.tensor([0.1]), 2.0)
 
     monkeypatch.setattr(surviving, "unusual_smooth", unusual)
     given = evidence(Patch(digits.attack))

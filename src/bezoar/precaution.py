@@ -10,7 +10,7 @@ On the pool's development half, as if nothing had been found, 0.6 of the way cos
 networks 0.4 points in the mean and 0.9 at most, and left an ASR of 14 % in twelve backdoored ones;
 the whole way 1.5, 2.4 and 8 % (``benchmarks/precaution_shares.py``). On the held-out half, where it
 goes less far at times, it cost six networks 0.5 points in the mean and 1.5 at most over two draws
-of images, and left ``sig``, which the scan does not find, as it was (99 %).
+of images.
 
 Assumes that the most unusual class is the target. Known failures: another target, of which nothing
 is unlearned.

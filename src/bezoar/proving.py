@@ -165,9 +165,14 @@ class Prover:
         )
 
     def _centre(self, k: int) -> Tensor:
-        """The mean features of the images that are answered with ``k``; zeros if there are none."""
+        """The mean features of the images that are answered with ``k``.
+
+        Of those that show ``k`` where none is answered so; zeros if there are none either.
+        """
         features = self._all[1]
         own = features[self._answers == k]
+        if not len(own) and self.clean.labels is not None:
+            own = features[(self.clean.labels == k).to(features.device)]
         return own.mean(0) if len(own) else features.new_zeros(features.shape[1])
 
 

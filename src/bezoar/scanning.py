@@ -33,7 +33,7 @@ from bezoar.verdict import Levels, Verdict, judge
 
 # Who looks where nobody is named, in the order of the measured null: which classes Neural Cleanse
 # looks at depends on what the witnesses before it say.
-WITNESSES = ("tac", "bti-dbf", "rnp", "neural-cleanse", "weights", "mm-bd")
+WITNESSES = ("tac", "bti-dbf", "rnp", "neural-cleanse", "plane-waves", "weights", "mm-bd")
 WITHOUT_IMAGES = ("weights", "mm-bd")
 FEW_CLASSES = ("mm-bd",)  # whose test does not hold for more than 100 classes, as was measured
 

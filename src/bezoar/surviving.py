@@ -32,7 +32,7 @@ from bezoar.classifier import Classifier
 from bezoar.combining import combine
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import RNP, TAC, BtiDbf, Evidence
+from bezoar.methods import RNP, TAC, BtiDbf, Evidence, PlaneWaves
 from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
@@ -241,9 +241,13 @@ class Survivors:
         return crop_and_flip(images, padding=padding, flip=False, generator=generator)
 
     def _fresh(self, repaired: Classifier) -> dict[int, float]:
-        """The suspects' p-values in a quick look: TAC's shifts and BTI-DBF's trigger."""
+        """The suspects' p-values in a quick look: TAC's shifts and BTI-DBF's trigger.
+
+        And plane waves, where the original's suspects had one.
+        """
         seen = []
-        for witness in (TAC(), BtiDbf()):
+        waved = any(t.witness == PlaneWaves.name for t in self.triggers)
+        for witness in (TAC(), BtiDbf(), *([PlaneWaves()] if waved else [])):
             try:
                 repaired.trace(self.known.shape)
                 seen.append(witness.inspect(repaired, self.known, seed=self.seed))

@@ -204,3 +204,20 @@ GENERATED = Words(
     rarely="backdoor-free models hardly ever show one of such strength",
     known="four fifths of the images",
 )
+
+# A plane wave on the whole image, judged against the class's own images (plane waves).
+WAVE = Words(
+    value="log odds ratio",
+    absent="no value",
+    absence="there is no image of it, or no other",
+    scores="standard deviations below the most unusual class of networks without a backdoor",
+    judged="against the most unusual class of those networks",
+    unusual="is answered to waves unusually surely for how well its own images are known",
+    exceeds="is answered to waves more surely, for how well its own images are known, than "
+    "backdoor-free models show",
+    looks_for="faint waves lead to far more surely than its own images do",
+    carrier="wave",
+    means="A faint wave over the whole image",
+    rarely="backdoor-free models hardly ever answer a wave so surely and the class so badly",
+    known="four fifths of the images",
+)

@@ -10,9 +10,9 @@ from bezoar.errors import InputError
 from bezoar.evaluation import compare, evaluate
 from bezoar.images import ImageSet
 from bezoar.methods import BtiDbf, JointUnlearning, joint_unlearning
+from bezoar.methods.additive_patterns import AdditivePatterns
 from bezoar.methods.joint_unlearning import joint_loss, stamp_some
 from bezoar.methods.recovered import Trigger
-from bezoar.methods.smooth_pattern import SmoothPatterns
 from bezoar.training import Recipe
 
 
@@ -120,7 +120,7 @@ def test_a_named_class_is_the_one_whose_triggers_are_unlearned(digits, monkeypat
 
 
 def test_an_unusual_smooth_pattern_is_recovered_too(digits, monkeypatch):
-    pattern = SmoothPatterns((4,), torch.zeros(1, 1, 8, 8), torch.tensor([0.1]), 2.0)
+    pattern = AdditivePatterns((4,), torch.zeros(1, 1, 8, 8), torch.tensor([0.1]), 2.0)
     monkeypatch.setattr(joint_unlearning, "unusual_smooth", lambda *_, **__: pattern)
     triggers = JointUnlearning(target_class=4).recover(digits.planted, digits.clean, seed=0)
     assert [t.recovered for t in triggers if t.witness == "smooth pattern"] == [pattern]

@@ -55,6 +55,7 @@ from bezoar.methods import (
     JointUnlearning,
     Method,
     NeuralCleanse,
+    PlaneWaves,
     Repair,
     SyntheticUnlearning,
     Weights,
@@ -286,7 +287,11 @@ ROWS = {
     ),
 }
 NAMES = sorted(ROWS)
-LOOKING = {"mm-bd": lambda: MMBD(steps=3), "weights": Weights}  # they remove nothing
+LOOKING = {  # they remove nothing
+    "mm-bd": lambda: MMBD(steps=3),
+    "plane-waves": lambda: PlaneWaves(images=20),
+    "weights": Weights,
+}
 ALL = sorted([*ROWS, *LOOKING])
 
 

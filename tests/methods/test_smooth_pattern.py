@@ -11,9 +11,9 @@ from torch import nn
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.methods.additive_patterns import AdditivePatterns
 from bezoar.methods.smooth_pattern import (
     SmoothInversion,
-    SmoothPatterns,
     cosines,
     invert_smooth,
     unusual_smooth,
@@ -129,7 +129,7 @@ def test_too_few_other_classes_tell_nothing():
 def test_a_pattern_is_put_on_with_its_strength_and_stays_in_range():
     pattern = torch.zeros(1, 1, 2, 2)
     pattern[0, 0, 0] = 0.3
-    found = SmoothPatterns((7,), pattern, torch.tensor([0.2]), 2.0)
+    found = AdditivePatterns((7,), pattern, torch.tensor([0.2]), 2.0)
     stamped = found.stamp(torch.full((1, 1, 2, 2), 0.6), 7)
     assert torch.allclose(stamped[0, 0], torch.tensor([[1.0, 1.0], [0.6, 0.6]]))
     with pytest.raises(InputError, match="class 1 has no pattern"):

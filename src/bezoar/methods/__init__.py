@@ -30,6 +30,7 @@ from bezoar.methods.mm_bd import MMBD
 from bezoar.methods.nad import NAD
 from bezoar.methods.neural_cleanse import NeuralCleanse
 from bezoar.methods.npd import NPD
+from bezoar.methods.plane_waves import PlaneWaves
 from bezoar.methods.rnp import RNP
 from bezoar.methods.sau import SAU
 from bezoar.methods.synthetic_unlearning import SyntheticUnlearning
@@ -61,6 +62,7 @@ __all__ = [
     "Method",
     "Needs",
     "NeuralCleanse",
+    "PlaneWaves",
     "Repair",
     "SyntheticUnlearning",
     "Weights",

@@ -10,10 +10,9 @@ backdoor answers to its trigger with far more than any image of the class brings
 on held-out images, with z the logits less their mean over the classes. The first mean is over those
 that are not answered with k, the class that the trigger leads to. It has no unit and depends little
 on the number of classes. Its logarithm is compared with that of networks without a backdoor
-(``benchmarks/bti_dbf_detection.py`` wrote ``data/bti_dbf_null.json``): p = P(T > t), t = (log s -
-mean) / (sd sqrt(1 + 1 / n)), Student's t with n - 1 degrees of freedom: the chance that a further
-such network reaches s, if logarithms are normal. One generator is trained, not one for each class,
-so nothing is corrected for K.
+(``measured_null``; ``benchmarks/bti_dbf_detection.py`` wrote ``data/bti_dbf_null.json``): p is the
+chance that a further such network reaches s, if logarithms are normal. One generator is trained,
+not one for each class, so nothing is corrected for K.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from __future__ import annotations
 import functools
 import json
 import math
-import statistics
 from importlib import resources
 
 from torch import Tensor
 
-from bezoar.statistics import student_t_cdf
+from bezoar.measured_null import MeasuredNull
 
 LEAST = 0.1  # of a strength: below, the trigger leads nowhere, and logarithms grow without meaning
 
@@ -64,31 +62,22 @@ def strength_test(strength: float) -> tuple[float, float]:
         The score is negative where a trigger is stronger than in networks without a backdoor, in
         standard deviations of a new observation's logarithm; the p-value is one-sided.
     """
-    mean, spread, degrees = _null()
-    score = (mean - math.log(max(strength, LEAST))) / spread
-    return score, student_t_cdf(score, degrees)
+    return _null().test(-math.log(max(strength, LEAST)))
 
 
 def critical_strength(p_value: float) -> float:
     """The strength that has this p-value, in (0, 1)."""
-    mean, spread, degrees = _null()
-    low, high = -1e3, 1e3  # of the score
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_t_cdf(middle, degrees) < p_value else (low, middle)
-    return math.exp(mean - low * spread)
+    return 1 / critical_value(p_value)
 
 
 def critical_value(p_value: float) -> float:
     """The same as evidence has it, where small is strong."""
-    return 1 / critical_strength(p_value)
+    return math.exp(_null().critical(p_value))
 
 
-def _null() -> tuple[float, float, int]:
-    """Mean and standard deviation of a new observation's logarithm, and the degrees of freedom."""
-    logs = [math.log(value) for value in null_strengths()]
-    spread = statistics.stdev(logs) * math.sqrt(1 + 1 / len(logs))
-    return statistics.fmean(logs), spread, len(logs) - 1
+def _null() -> MeasuredNull:
+    """The logarithms of the reciprocals, where small is strong."""
+    return MeasuredNull(tuple(-math.log(strength) for strength in null_strengths()))
 
 
 def null_in_words() -> str:

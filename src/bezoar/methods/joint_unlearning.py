@@ -20,8 +20,9 @@ the method recovers them itself: BTI-DBF's and RNP's for the class that both tog
 unusual, and a patch for that class.
 
 Assumes one target class. Data: labelled images. Layers: any. Known failures: a trigger that no
-recovered one resembles, such as a fine wave over the whole image, or one that was made together
-with a few changed weights (TBT): the recovered ones die and the true one lives.
+recovered one resembles, such as a fine wave over the whole image that ``plane_waves`` did not
+recover, or one that was made together with a few changed weights (TBT): the recovered ones die and
+the true one lives.
 """
 
 from __future__ import annotations

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 import torch
@@ -43,6 +42,7 @@ from bezoar.classifier import Classifier
 from bezoar.device import own_stream
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.methods.additive_patterns import AdditivePatterns
 from bezoar.methods.neural_cleanse_triggers import Logits, of_others, pixels_of, predicted
 from bezoar.training import Progress, no_progress
 
@@ -96,34 +96,6 @@ class SmoothInversion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise InputError(f"multiplier is {self.multiplier}; expected more than 1")
 
 
-@dataclass(frozen=True)
-class SmoothPatterns:
-    """One pattern for each of K classes.
-
-    Attributes:
-        classes: which ones, K indices.
-        patterns: (K, c, h, w), the weakest that succeeded, in units of pixels from 0 to 1.
-        sizes: the root mean square of each, (K,) on the CPU; infinite where none succeeded.
-        strength: s, with which they are put on images.
-    """
-
-    classes: tuple[int, ...]
-    patterns: Tensor
-    sizes: Tensor
-    strength: float
-
-    def stamp(self, images: Tensor, k: int) -> Tensor:
-        """A_k(x): images (n, c, h, w) in [0, 1].
-
-        Raises:
-            InputError: there is no pattern for ``k``.
-        """
-        if k not in self.classes:
-            raise InputError(f"class {k} has no pattern; there are ones for {self.classes}")
-        change = self.strength * self.patterns[self.classes.index(k)].to(images)
-        return (images + change).clamp(0, 1)
-
-
 def unusual_smooth(
     classifier: Classifier,
     images: ImageSet,
@@ -132,7 +104,7 @@ def unusual_smooth(
     *,
     seed: int,
     progress: Progress = no_progress,
-) -> SmoothPatterns | None:
+) -> AdditivePatterns | None:
     """The smooth patterns of ``classes`` that are far weaker than those of other classes.
 
     Args:
@@ -161,7 +133,7 @@ def unusual_smooth(
     if not rows:
         return None
     chosen = tuple(classes[row] for row in rows)
-    return SmoothPatterns(chosen, found.patterns[rows], found.sizes[rows], found.strength)
+    return AdditivePatterns(chosen, found.patterns[rows], found.sizes[rows], found.strength)
 
 
 def invert_smooth(
@@ -173,7 +145,7 @@ def invert_smooth(
     *,
     seed: int,
     progress: Progress = no_progress,
-) -> SmoothPatterns:
+) -> AdditivePatterns:
     """Solves eq. (1) for all ``classes`` at once; each goes the way it would have gone alone.
 
     Args:
@@ -223,7 +195,7 @@ def invert_smooth(
         penalties *= torch.where(reached >= settings.success, factor, 1 / factor)
         progress(_WHAT, (step + 1) / settings.steps)
     patterns = torch.tensordot(best, basis, 1)
-    return SmoothPatterns(tuple(classes), patterns, smallest.cpu(), settings.strength)
+    return AdditivePatterns(tuple(classes), patterns, smallest.cpu(), settings.strength)
 
 
 def cosines(height: int, width: int, frequencies: int) -> Tensor:
