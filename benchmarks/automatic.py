@@ -97,12 +97,13 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def kind_of(run: dict[str, Any]) -> tuple[str, int, bool, int]:
         return run["half"], -run["clean images"], run["precaution"], run["seed"]
 
-    runs = runs + [
-        run | {"half": f"held-out, without {', '.join(sorted(MADE_AFTER))}"}
-        for run in runs
-        if run["half"] == "held-out" and run["clean images"] and not run["precaution"]
-        if run["attack"] not in MADE_AFTER
-    ]
+    if any(run["attack"] in MADE_AFTER for run in runs):
+        runs = runs + [
+            run | {"half": f"held-out, without {', '.join(sorted(MADE_AFTER))}"}
+            for run in runs
+            if run["half"] == "held-out" and run["clean images"] and not run["precaution"]
+            if run["attack"] not in MADE_AFTER
+        ]
     rows = []
     for kind in sorted(set(map(kind_of, runs))):
         own = [r for r in runs if kind_of(r) == kind]

@@ -105,6 +105,14 @@ def test_each_seed_is_a_row_and_the_twin_says_what_a_trigger_hides():
     assert rows[0]["removed"] == 2 and rows[0]["der, flagged"] == pytest.approx(0.8)
 
 
+def test_the_half_is_told_without_the_attack_that_a_witness_was_made_after():
+    rows = summary([cleaned("a", 0), cleaned("b", 0) | {"attack": "sig", "der": 0.5}])
+    assert [(row["half"], row["backdoored"], row["der"]) for row in rows] == [
+        ("held-out", 2, pytest.approx(0.65)),
+        ("held-out, without sig", 1, pytest.approx(0.8)),
+    ]
+
+
 def test_what_a_repair_cost_beyond_what_it_told_is_counted_over_those_kept():
     other = cleaned("b", 0, acc=0.93) | {"trials": [{"accuracy_drop": 0.04}]}
     untouched = cleaned("c", 0) | {"kept": None}
