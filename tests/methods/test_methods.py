@@ -336,7 +336,7 @@ def repaired(digits):
 
 def check_removes(repair, digits):
     assert evaluate(digits.planted, digits.test, digits.attack).asr >= 0.95
-    assert evaluate(repair.classifier, digits.test, digits.attack).asr <= 0.25
+    assert evaluate(repair.classifier, digits.test, digits.attack).asr <= 0.2
 
 
 def test_every_method_has_its_row():

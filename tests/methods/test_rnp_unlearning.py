@@ -10,6 +10,7 @@ from versioned_layer import VersionedLinear
 
 from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import Classifier
+from bezoar.device import to_fast_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import rnp_unlearning
@@ -55,6 +56,7 @@ def plain_ascent(classifier, images, settings, seed):
     """Gradient ascent as the official code has it: one epoch after the other, then the stop."""
     twin = classifier.copy()
     network = twin.network.train()
+    to_fast_layout(network, classifier.device)  # else rounding alone leads the two ways apart
     sgd = torch.optim.SGD(
         network.parameters(),
         settings.learning_rate,
@@ -93,7 +95,7 @@ def test_the_published_ascent_and_its_stop_equal_a_plain_loop(digits, few):
     assert run.steps == [2 * (epoch + 1) for epoch in range(len(running))]
     assert run.reached and run.learning_rate == settings.learning_rate and not run.overshoots
     for name, value in run.classifier.network.state_dict().items():
-        torch.testing.assert_close(value, state[name], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(value, state[name], rtol=1e-3, atol=1e-4)
 
 
 def test_the_published_stop_that_is_not_reached_is_said(digits, few):
