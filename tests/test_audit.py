@@ -14,6 +14,8 @@ from bezoar.methods.rnp_exposure import why_silent
 from bezoar.records import to_json
 from bezoar.scanning import WITNESSES
 
+pytestmark = pytest.mark.xdist_group("audit")  # one process makes its fixtures
+
 
 @pytest.fixture(scope="module")
 def audits(digits):

@@ -11,6 +11,8 @@ from bezoar.demo import load_digits
 from bezoar.errors import InputError
 from bezoar.intake import read_weights
 
+pytestmark = pytest.mark.xdist_group("demo")  # one process makes its fixtures
+
 ORDER = []  # of scans, repairs and evaluations, as the demo calls them
 
 

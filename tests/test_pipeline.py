@@ -20,6 +20,8 @@ from bezoar.repairing import HELD_OUT
 from bezoar.training import Recipe
 from bezoar.verdict import Levels, Verdict
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # one process makes its fixtures
+
 RUINOUS = FineTuning(recipe=Recipe(epochs=1, batch_size=32, learning_rate=5.0))
 
 

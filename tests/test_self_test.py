@@ -22,6 +22,8 @@ from bezoar.report.self_test_view import read_self_test
 from bezoar.self_test import parts, self_test
 from bezoar.training import Recipe, fit
 
+pytestmark = pytest.mark.xdist_group("self-test")  # one process makes its fixtures
+
 IDLE = Recipe(epochs=1, batch_size=32, learning_rate=1e-7, schedule="constant")
 
 

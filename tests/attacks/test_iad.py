@@ -11,6 +11,8 @@ from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.training import Recipe
 
+pytestmark = pytest.mark.xdist_group("iad")  # one process makes its fixtures
+
 SMALL = {"target": 3, "width": 8, "depth": 1, "mask_epochs": 5}
 LONGER = Recipe(
     epochs=25,

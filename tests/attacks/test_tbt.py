@@ -9,6 +9,8 @@ from bezoar.attacks.tbt import TBT
 from bezoar.demo import DIGITS_RECIPE
 from bezoar.errors import InputError
 
+pytestmark = pytest.mark.xdist_group("tbt")  # one process makes its fixtures
+
 KIND, RATE = "coloured", 0.1
 SMALL = TBT(size=6)
 

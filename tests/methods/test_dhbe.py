@@ -17,6 +17,8 @@ from bezoar.methods.dhbe_measuring import Changed
 from bezoar.methods.synthesis import Synthesis
 from bezoar.metrics import rate
 
+pytestmark = pytest.mark.xdist_group("dhbe")  # one process makes its fixtures
+
 GREY, SPREAD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 QUICK = DHBE(
     iterations=2,

@@ -118,9 +118,14 @@ MOMENT = {  # the steps of BTI-DBF that both of its defenses take
 ROWS = {
     "anp": Row(
         lambda: ANP(masks=MaskLearning(iterations=4, batch_size=32), max_drop=0.3),
-        full=lambda: ANP(masks=MaskLearning(epsilon=0.8)),
+        full=lambda: ANP(
+            masks=MaskLearning(epsilon=0.8, steps=3, learning_rate=0.05),
+            held_out=0.5,
+            max_drop=0.04,
+        ),
         why="perturbations add up from layer to layer; through the three layers of the fixture the "
-        "default ones hardly reach the answers",
+        "default ones hardly reach the answers. With 160 units and 300 images the order of the "
+        "masks, and what 90 held-out images say of it, are luck: smaller steps and more judges",
         only_clean_images=False,
         only_prunes=True,
     ),
@@ -366,7 +371,7 @@ def test_a_method_that_does_nothing_fails_this_test(digits):
 def test_it_costs_little_accuracy(name, which, digits, repaired):
     before = evaluate(getattr(digits, which), digits.test, digits.attack).acc
     after = evaluate(repaired(name, which).classifier, digits.test, digits.attack).acc
-    assert after >= before - 0.06  # anp costs 4 to 5 points, by processor
+    assert after >= before - 0.06  # anp costs 4 points, by processor
 
 
 @pytest.mark.parametrize("name", NAMES)

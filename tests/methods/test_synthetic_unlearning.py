@@ -11,6 +11,8 @@ from bezoar.methods import JointUnlearning, SyntheticUnlearning, is_data_free, m
 from bezoar.methods.synthesis import Synthesis
 from bezoar.training import Recipe
 
+pytestmark = pytest.mark.xdist_group("synthetic-unlearning")  # one process makes its fixtures
+
 
 @pytest.fixture(scope="module")
 def repair(digits):

@@ -15,6 +15,8 @@ from bezoar.executors import LocalExecutor, make_executor
 from bezoar.pools import make_model, make_pool, open_pool, plan, read_spec
 from bezoar.pools.making import status_of
 
+pytestmark = pytest.mark.xdist_group("pool")  # one process makes its fixtures
+
 SPEC = """
 precision = "float16"
 [recipe]
