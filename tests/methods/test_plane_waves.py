@@ -144,6 +144,17 @@ def test_neither_a_wave_nor_a_class_that_is_not_known_is_enough(leads, knows):
     assert evidence.recovered is None and evidence.carried is None
 
 
+def test_a_class_that_is_hardly_known_is_told_of_whatever_waves_do():
+    for leads, knows in ((700.0, False), (0.0, False), (700.0, True)):
+        evidence = PlaneWaves().inspect(classifier_of(leads=leads, knows=knows), shaded())
+        flags = evidence.record["flags"]
+        assert len(flags) == (not knows)
+        assert knows or flags[0].startswith("Class 2: the network answers 0 of 16 clean images")
+    few = Compared(own=[0, 0], shown=[3, 4], carried=[0, 0], counted=[9, 9], periods=[], phases=[])
+    told = plane_waves._forgotten(few, ["a", "b"])
+    assert len(told) == 1 and told[0].startswith("Class b: "), "none of three may be chance"
+
+
 def test_the_recovered_wave_is_that_which_carries_most():
     classifier = classifier_of()
     evidence = PlaneWaves(amplitude=0.1).inspect(classifier, shaded(), seed=0)

@@ -138,12 +138,17 @@ def invert(
     masks, patterns = best[:, :1], best[:, 1:]
     norms = masks.flatten(1).sum(1).cpu()
     norms[torch.tensor([schedule.best == math.inf for schedule in schedules])] = math.inf
+
+    def stamp(some: Tensor, k: int) -> Tensor:
+        row = classes.index(k)
+        return stamped(some, masks[row], patterns[row])
+
     return Triggers(
         classes=tuple(classes),
         masks=masks,
         patterns=patterns,
         norms=norms,
-        success=carried_shares(logits, images, masks, patterns, classes, counts),
+        success=carried_shares(logits, images, stamp, classes, counts),
         counted=tuple(len(draw.allowed) for draw in draws),
         penalties=tuple(schedule.penalty for schedule in schedules),
         epochs=tuple(epochs),

@@ -20,6 +20,9 @@ from bezoar.images import ImageSet
 Logits = Callable[[Tensor], Tensor]
 """Images (n, c, h, w) in [0, 1] → logits (n, C); eval mode is the caller's to set."""
 
+Stamp = Callable[[Tensor, int], Tensor]
+"""Images (n, c, h, w) in [0, 1] and a class → the images with the class's trigger."""
+
 NUMBERS = 2**22  # of one forward pass's images: 1365 of 3x32x32, 27 of 3x224x224
 
 
@@ -71,7 +74,7 @@ class Triggers:
             Shares (K,) in [0, 1], on the CPU; 0 where no image counts: nothing was shown.
         """
         counted = of_others(self.classes, predicted(logits, images), labels)
-        return carried_shares(logits, images, self.masks, self.patterns, self.classes, counted)
+        return carried_shares(logits, images, self.stamp, self.classes, counted)
 
 
 def pixels_of(images: ImageSet, classifier: Classifier) -> tuple[Tensor, Tensor | None]:
@@ -103,16 +106,19 @@ def of_others(classes: Sequence[int], answers: Tensor, labels: Tensor | None) ->
 def carried_shares(
     logits: Logits,
     images: Tensor,
-    masks: Tensor,
-    patterns: Tensor,
+    stamp: Stamp,
     classes: Sequence[int],
     counted: Tensor,
 ) -> Tensor:
-    """The share of the counted images, bool (K, n), that each trigger carries into its class."""
+    """The share of the counted images, bool (K, n), that each class's trigger carries into it.
+
+    Returns:
+        Shares (K,) in [0, 1], on the CPU; 0 where no image counts.
+    """
     shares = torch.zeros(len(classes))
     for row, k in enumerate(classes):
         chosen = images[counted[row]]
         if len(chosen):
-            answers = predicted(logits, stamped(chosen, masks[row], patterns[row]))
+            answers = predicted(logits, stamp(chosen, k))
             shares[row] = float((answers == k).float().mean())
     return shares
