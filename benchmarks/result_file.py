@@ -36,5 +36,6 @@ def result_head(
         "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
     }
     if where is not None:
-        head["machine"] = f"{platform.machine()}, {where}"
+        vectors = torch.backends.cpu.get_cpu_capability()  # a factor of three between two machines
+        head["machine"] = f"{platform.machine()} with {vectors}, {where}"
     return head

@@ -16,11 +16,12 @@ from result_file import result_head
 
 def test_the_head_tells_title_command_versions_and_machine_in_this_order():
     head = result_head("/elsewhere/benchmarks/scan_speed.py", "A scan", "2 thread(s)")
+    vectors = torch.backends.cpu.get_cpu_capability()
     assert list(head.items()) == [
         ("title", "A scan"),
         ("command", "python benchmarks/scan_speed.py"),
         ("versions", {"bezoar": bezoar.__version__, "torch": torch.__version__}),
-        ("machine", f"{platform.machine()}, 2 thread(s)"),
+        ("machine", f"{platform.machine()} with {vectors}, 2 thread(s)"),
     ]
 
 
