@@ -255,9 +255,9 @@ class Compared:
 def _forgotten(found: Compared, classes: Sequence[str]) -> list[str]:
     """A sentence on each class that the network hardly answers its own images with."""
     return [
-        f"Class {classes[k]}: the network answers {own} of {shown} clean images of it with it. A "
-        "backdoor that kept the labels of the images it is on leaves a class like that, and so "
-        "does a class that was never learned."
+        f"The network answers only {own} of {shown} clean images of class {classes[k]} with that "
+        "class. A backdoor whose images kept their labels leaves a class like that, and so does a "
+        "class that was never learned."
         for k, (own, shown) in enumerate(zip(found.own, found.shown, strict=True))
         if shown and rate(own, shown).high < FORGOTTEN
     ]
