@@ -89,14 +89,13 @@ def main(options: Options) -> None:
     if options.out.exists():
         runs = json.loads(options.out.read_text())["runs"]
     torch.set_num_threads(options.threads)
-    vectors = torch.backends.cpu.get_cpu_capability()  # they matter more than all else
     for command, name in missing(options, runs):
         row = timed(command, name, options.seed)
         runs.append(row | {"threads": options.threads, "seed": options.seed})
         print(row, flush=True)
         done = result_head(
             __file__,
-            f"How long `scan` and `clean` take with 500 images of 32x32, on {vectors}",
+            "How long `scan` and `clean` take with 500 images of 32x32",
             "nothing else running",
         ) | {"runs": runs}
         write_json(options.out, done)

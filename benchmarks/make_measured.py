@@ -96,7 +96,8 @@ def digest(results: dict[str, Row]) -> str:
             if "factor" not in table[0]  # one setting after another is for the page alone
         ]
         brief = [table for table in brief if len({key for row in table for key in row}) > 2]
-        parts += [f"{result.get('title', name)}:", *map(markdown, brief)] if brief else []
+        where = f" ({result['machine']})" if "machine" in result else ""
+        parts += [f"{result.get('title', name)}{where}:", *map(markdown, brief)] if brief else []
     parts.append(
         "Brackets hold 95 % intervals, or the range over seeds. All of it, with the commands that "
         "measure it again: [docs/measured.md](docs/measured.md)."

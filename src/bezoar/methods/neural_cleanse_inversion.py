@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -138,21 +139,19 @@ def invert(
     masks, patterns = best[:, :1], best[:, 1:]
     norms = masks.flatten(1).sum(1).cpu()
     norms[torch.tensor([schedule.best == math.inf for schedule in schedules])] = math.inf
-
-    def stamp(some: Tensor, k: int) -> Tensor:
-        row = classes.index(k)
-        return stamped(some, masks[row], patterns[row])
-
-    return Triggers(
+    found = Triggers(
         classes=tuple(classes),
         masks=masks,
         patterns=patterns,
         norms=norms,
-        success=carried_shares(logits, images, stamp, classes, counts),
+        success=torch.zeros(len(classes)),  # until they are tried, below
         counted=tuple(len(draw.allowed) for draw in draws),
         penalties=tuple(schedule.penalty for schedule in schedules),
         epochs=tuple(epochs),
         passes=sum(epochs) * settings.steps * settings.batch_size,
+    )
+    return replace(
+        found, success=carried_shares(logits, images, found.stamp, found.classes, counts)
     )
 
 
