@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from method_rows import sharing
 from msgspec.structs import replace
 from torch import nn
 
@@ -41,12 +42,12 @@ def without_images(classifier):
     )
 
 
-@pytest.fixture(scope="module")
-def repaired(digits):
-    digits.planted.trace(digits.clean.shape)
-    return DHBE().remove(without_images(digits.planted), seed=3)
+@pytest.fixture
+def repaired(full_repair):
+    return full_repair("dhbe", "planted")
 
 
+@sharing("dhbe", "planted")
 def test_it_erases_the_backdoor_without_an_image(digits, repaired):
     before = evaluate(digits.planted, digits.test, digits.attack)
     after = evaluate(repaired.classifier, digits.test, digits.attack)
@@ -61,6 +62,7 @@ def test_without_the_second_game_the_backdoor_stays(digits):
     assert evaluate(control.classifier, digits.test, digits.attack).asr >= 0.8
 
 
+@sharing("dhbe", "planted")
 def test_the_record_says_what_was_measured_instead(repaired):
     same = repaired.record["agreement"]["synthetic"]
     moved = repaired.record["insensitivity"]

@@ -123,7 +123,7 @@ def test_the_gradient_penalty_is_the_squared_norm_of_each_images_own_gradient():
         image = images[row : row + 1].detach().requires_grad_()
         loss = F.cross_entropy(classifier(image), LABELS[row : row + 1])
         (slope,) = torch.autograd.grad(loss, image)
-        assert float(found[row]) == pytest.approx(float(slope.square().sum()))
+        assert float(found[row].detach()) == pytest.approx(float(slope.square().sum()))
 
 
 def plain_moved(classifier, images, labels, etas):
@@ -140,7 +140,7 @@ def plain_moved(classifier, images, labels, etas):
 
 def rates(classifier, images, labels, how):
     """What eta is, step by step, of the spec's relative length."""
-    size = sum(float(p.square().sum()) for p in classifier.network.parameters()) ** 0.5
+    size = sum(float(p.detach().square().sum()) for p in classifier.network.parameters()) ** 0.5
     found = []
     for _ in range(how.steps):
         twin = plain_moved(classifier, images, labels, found)
@@ -216,7 +216,7 @@ def test_the_step_is_as_long_as_asked_and_lowers_the_loss_of_the_half_it_is_made
     before = dict(classifier.network.named_parameters())
     size = sum(value.square().sum() for value in before.values()).sqrt()
     way = sum((moved[name] - value).square().sum() for name, value in before.items()).sqrt()
-    assert float(way / size) == pytest.approx(0.02, rel=1e-9 if steps == 1 else 0.1)
+    assert float((way / size).detach()) == pytest.approx(0.02, rel=1e-9 if steps == 1 else 0.1)
     assert float(way / size) <= 0.02 * (1 + 1e-9)
     loss = F.cross_entropy(classifier(images), LABELS)
     after = parameter_instability(

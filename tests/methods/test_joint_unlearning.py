@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from method_rows import ROWS, sharing
 from msgspec.structs import replace
 
 from bezoar.errors import InputError
@@ -14,6 +15,8 @@ from bezoar.methods.additive_patterns import AdditivePatterns
 from bezoar.methods.joint_unlearning import joint_loss, stamp_some
 from bezoar.methods.recovered import Trigger
 from bezoar.training import Recipe
+
+QUICK = ROWS["joint-unlearning"].quick()
 
 
 class Adds:
@@ -72,7 +75,8 @@ def test_the_loss_is_what_the_formula_says(digits, wanted):
     triggers = [Trigger("a", 1, Adds(0.4))]
     pixels = digits.clean.images[:12].float() / 255
     labels = digits.clean.labels[:12]
-    found = float(joint_loss(digits.twin, triggers, how)(digits.planted, pixels, labels, draws()))
+    loss = joint_loss(digits.twin, triggers, how)
+    found = float(loss(digits.planted, pixels, labels, draws()).detach())
     shown, carries = stamp_some(pixels, triggers, how, draws())
     assert 0 < int(carries.sum()) < 12
     total = 0.0
@@ -87,8 +91,9 @@ def test_the_loss_is_what_the_formula_says(digits, wanted):
     assert found == pytest.approx(total / 12, rel=1e-4)
 
 
-def test_a_planted_backdoor_is_removed_and_the_clean_twin_stays(digits):
-    repair = JointUnlearning().remove(digits.planted, digits.clean, seed=0)
+@sharing("joint-unlearning", "planted")
+def test_a_planted_backdoor_is_removed(digits, full_repair):
+    repair = full_repair("joint-unlearning", "planted")
     before = evaluate(digits.planted, digits.test, digits.attack)
     after = evaluate(repair.classifier, digits.test, digits.attack)
     assert before.asr > 0.95 and after.asr < 0.1 and before.acc - after.acc < 0.03
@@ -96,14 +101,18 @@ def test_a_planted_backdoor_is_removed_and_the_clean_twin_stays(digits):
     assert repair.record["target_classes"] == [digits.attack.target]
     witnesses = [t["witness"] for t in repair.record["triggers"]]
     assert witnesses[-1] == "neural-cleanse" and len(witnesses) >= 2
-    twin = JointUnlearning().remove(digits.twin, digits.clean, seed=0)
+
+
+@sharing("joint-unlearning", "twin")
+def test_the_clean_twin_stays(digits, full_repair):
+    twin = full_repair("joint-unlearning", "twin")
     plain = evaluate(digits.twin, digits.test, digits.attack)
     assert plain.acc - evaluate(twin.classifier, digits.test, digits.attack).acc < 0.03
 
 
 def test_doing_nothing_would_fail(digits):
     idle = Recipe(epochs=1, learning_rate=1e-7)
-    repair = JointUnlearning(recipe=idle).remove(digits.planted, digits.clean, seed=0)
+    repair = replace(QUICK, recipe=idle).remove(digits.planted, digits.clean, seed=0)
     assert evaluate(repair.classifier, digits.test, digits.attack).asr > 0.9
 
 
@@ -112,8 +121,7 @@ def test_a_named_class_is_the_one_whose_triggers_are_unlearned(digits, monkeypat
         raise InputError("no layer cuts it in two")
 
     monkeypatch.setattr(BtiDbf, "inspect", refuses)
-    short = JointUnlearning(target_class=2, recipe=Recipe(epochs=1, learning_rate=1e-3))
-    record = short.remove(digits.planted, digits.clean, seed=0).record
+    record = replace(QUICK, target_class=2).remove(digits.planted, digits.clean, seed=0).record
     assert record["target_classes"] == [2]
     assert record["triggers"][-1] == {"witness": "neural-cleanse", "class": 2}
     assert all(np.isfinite(curve["y"]).all() for curve in record["curves"])
@@ -122,7 +130,7 @@ def test_a_named_class_is_the_one_whose_triggers_are_unlearned(digits, monkeypat
 def test_an_unusual_smooth_pattern_is_recovered_too(digits, monkeypatch):
     pattern = AdditivePatterns((4,), torch.zeros(1, 1, 8, 8), torch.tensor([0.1]), 2.0)
     monkeypatch.setattr(joint_unlearning, "unusual_smooth", lambda *_, **__: pattern)
-    triggers = JointUnlearning(target_class=4).recover(digits.planted, digits.clean, seed=0)
+    triggers = replace(QUICK, target_class=4).recover(digits.planted, digits.clean, seed=0)
     assert [t.recovered for t in triggers if t.witness == "smooth pattern"] == [pattern]
     assert triggers[-1].witness == "neural-cleanse"
 

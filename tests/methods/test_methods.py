@@ -3,16 +3,13 @@
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from msgspec.structs import replace
-from public_digits import collage
+from method_rows import ROWS, sharing
 from torch import nn
 
 from bezoar import (
@@ -31,266 +28,20 @@ from bezoar.attacks import Attack
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
-from bezoar.generators import AdversarialTraining
 from bezoar.images import ImageSet
 from bezoar.methods import (
-    ANP,
-    CLP,
-    DHBE,
-    FST,
-    FTSAM,
-    IBAU,
     MMBD,
-    NAD,
-    NPD,
-    RNP,
-    SAU,
-    TAC,
-    TSBD,
-    BtiDbf,
-    BtiDbfP,
-    FinePruning,
     FineTuning,
-    FreD,
-    JointUnlearning,
     Method,
-    NeuralCleanse,
     PlaneWaves,
     Repair,
-    SyntheticUnlearning,
     Weights,
     methods,
-    takes_public,
 )
-from bezoar.methods.anp_masks import MaskLearning
-from bezoar.methods.bti_dbf_decoupling import Decoupling
-from bezoar.methods.bti_dbf_generators import GeneratorInversion
-from bezoar.methods.bti_dbf_purifying import Purifying
-from bezoar.methods.bti_dbf_unlearning import GeneratedUnlearning
-from bezoar.methods.fred_selection import Selection
-from bezoar.methods.fred_settings import Inversion as SampleInversion
-from bezoar.methods.i_bau_unlearning import PatternUnlearning
 from bezoar.methods.method import Needs
-from bezoar.methods.neural_cleanse_schedule import Inversion
-from bezoar.methods.rnp_pruning import Pruning
-from bezoar.methods.rnp_recovering import Recovering
-from bezoar.methods.rnp_tuning import Tuning
-from bezoar.methods.rnp_unlearning import Unlearning
-from bezoar.methods.sau_examples import Examples
-from bezoar.methods.synthesis import Synthesis
-from bezoar.methods.universal_pattern import Ascent
 from bezoar.records import to_json
 from bezoar.training import Recipe, fit
 
-
-@dataclass(frozen=True)
-class Row:
-    """What is expected of one method.
-
-    Attributes:
-        quick: the method with settings that take a moment, for tests that need no good repair.
-        full: settings that repair the fixture, where the default is not made for it; `why` says
-            why not. None takes the default.
-        removes: whether it gets rid of the backdoor of the fixture; if not, `why` says why.
-        only_clean_images: whether the network sees nothing but (flipped) clean images; methods that
-            synthesise images, or find units by random ones, show it others too.
-        seedless: why a seed changes nothing; empty where it must.
-        only_prunes: whether it changes no weight but those that it prunes; then it may find nothing
-            to prune, and must say so.
-    """
-
-    quick: Callable[[], Method]
-    full: Callable[[], Method] | None = None
-    removes: bool = True
-    why: str = ""
-    only_clean_images: bool = True
-    seedless: str = ""
-    only_prunes: bool = False
-
-
-SHORT = Recipe(epochs=2, batch_size=32, learning_rate=0.01)
-MOMENT = {  # the steps of BTI-DBF that both of its defenses take
-    "decoupling": Decoupling(steps=20),
-    "inversion": GeneratorInversion(steps=10),
-    "rounds": 2,
-    "strong": None,
-}
-ROWS = {
-    "anp": Row(
-        lambda: ANP(masks=MaskLearning(iterations=4, batch_size=32), max_drop=0.3),
-        full=lambda: ANP(
-            masks=MaskLearning(epsilon=0.8, steps=3, learning_rate=0.05),
-            held_out=0.5,
-            max_drop=0.04,
-        ),
-        why="perturbations add up from layer to layer; through the three layers of the fixture the "
-        "default ones hardly reach the answers. With 160 units and 300 images the order of the "
-        "masks, and what 90 held-out images say of it, are luck: smaller steps and more judges",
-        only_clean_images=False,
-        only_prunes=True,
-    ),
-    "bti-dbf": Row(
-        lambda: BtiDbf(**MOMENT, unlearning=GeneratedUnlearning(recipe=SHORT)),
-        full=lambda: BtiDbf(rounds=2, strong=None, ways=(1.0,)),
-        why="on 8x8 digits the trigger is hardly stronger than in networks without a backdoor, so "
-        "the default goes half of the way",
-        only_clean_images=False,
-    ),
-    "bti-dbf-p": Row(
-        lambda: BtiDbfP(
-            **MOMENT, purifying=Purifying(recipe=replace(Purifying().recipe, epochs=1))
-        ),
-        full=lambda: BtiDbfP(rounds=2, strong=None),
-        why="on 8x8 digits the trigger is hardly stronger than in networks without a backdoor, so "
-        "the default leaves the images as they are",
-        only_clean_images=False,
-    ),
-    "clp": Row(
-        CLP,
-        removes=False,
-        why="in the three narrow layers of the fixture the backdoor is spread over many channels: "
-        "no bound lies 3 deviations above the others, and a u that removes it costs the accuracy",
-        only_clean_images=False,
-        seedless="the bounds are computed from the weights, and nothing is drawn",
-        only_prunes=True,
-    ),
-    "dhbe": Row(
-        lambda: DHBE(
-            iterations=2,
-            probe=2,
-            recalibration=2,
-            synthesis=Synthesis(steps=20, batch_size=32, width=8),
-        ),
-        only_clean_images=False,
-    ),
-    "fine-pruning": Row(
-        lambda: FinePruning(recipe=SHORT, tolerance=0.3),
-        full=lambda: FinePruning(tolerance=0.2),
-        why="only 59 images judge the pruning here, so the default stops early on some draws",
-        only_clean_images=False,
-    ),
-    "fred": Row(
-        lambda: FreD(
-            count=20,
-            tried=1.0,
-            fresh=50,
-            controls=(),
-            training=AdversarialTraining(steps=2, width=4, latent=6, batch_size=8, flip=False),
-            inversion=SampleInversion(iterations=2, candidates=64),
-            selection=Selection(augmentations=1, perturbations=1),
-            removal=IBAU(
-                ascent=Ascent(steps=2, batch_size=16),
-                unlearning=PatternUnlearning(steps=1, batch_size=16),
-                rounds=1,
-            ),
-        ),
-        full=lambda: FreD(
-            count=200,
-            controls=(),
-            training=AdversarialTraining(
-                steps=140,
-                batch_size=32,
-                width=8,
-                latent=12,
-                learning_rate=2e-3,
-                critic_learning_rate=2e-3,
-                ema=0.9,
-                flip=False,
-            ),
-            inversion=SampleInversion(iterations=20, candidates=256),
-            selection=Selection(augmentations=2),
-            removal=IBAU(
-                ascent=Ascent(radius=0.36),
-                unlearning=PatternUnlearning(strengths="full", fraction=0.1),
-                rounds=6,
-            ),
-        ),
-        why="8x8 pixels need a smaller generator, and a larger pattern (as i-bau's row says)",
-        only_clean_images=False,
-    ),
-    "fst": Row(  # a head that is drawn anew knows little after two epochs
-        lambda: FST(recipe=Recipe(epochs=4, batch_size=16, learning_rate=0.03, clip_norm=5.0))
-    ),
-    "ft-sam": Row(
-        lambda: FTSAM(recipe=SHORT, rho=1.0),
-        full=lambda: FTSAM(rho=4.0),
-        why="rho is a distance over all weights, and the fixture has few; at the default of 3 a "
-        "fifth of the triggers still works",
-    ),
-    "i-bau": Row(
-        lambda: IBAU(
-            ascent=Ascent(steps=5, batch_size=32),
-            unlearning=PatternUnlearning(steps=2, batch_size=32),
-            rounds=1,
-        ),
-        full=lambda: IBAU(
-            ascent=Ascent(radius=0.36),
-            unlearning=PatternUnlearning(strengths="full"),
-        ),
-        why="of 8x8 pixels a trigger is a larger part than of a photograph: the default radius "
-        "does not reach it, and the weaker forms of a pattern even less",
-        only_clean_images=False,
-    ),
-    "joint-unlearning": Row(
-        lambda: JointUnlearning(
-            generated=ROWS["bti-dbf"].quick(),
-            exposed=ROWS["rnp"].quick(),
-            inversion=Inversion(epochs=3, steps=2, batch_size=4),
-            recipe=SHORT,
-        ),
-        only_clean_images=False,
-    ),
-    "nad": Row(lambda: NAD(teacher=replace(SHORT, epochs=1), student=SHORT)),
-    "neural-cleanse": Row(
-        lambda: NeuralCleanse(
-            inversion=Inversion(epochs=3, steps=2, batch_size=4), images=60, recipe=SHORT
-        ),
-        only_clean_images=False,
-    ),
-    "npd": Row(lambda: NPD(recipe=SHORT), only_clean_images=False),
-    "rnp": Row(
-        lambda: RNP(
-            unlearning=Unlearning(learning_rate=0.01, batch_size=64, max_epochs=10),
-            recovering=Recovering(epochs=3),
-            pruning=Pruning(max_drop=0.3, max_share=0.3),  # in narrow networks each unit matters
-            inversion=Inversion(epochs=3, steps=2, batch_size=4),
-            tuning=Tuning(recipe=SHORT),
-            repeats=1,
-        ),
-        only_clean_images=False,
-    ),
-    "sau": Row(
-        lambda: SAU(
-            examples=Examples(steps=1),
-            recipe=replace(SHORT, learning_rate=1e-3, weight_decay=0.0, batch_norm="eval"),
-        ),
-        full=lambda: SAU(examples=Examples(radius=0.5, step_size=0.25)),
-        why="as i-bau's: of 8x8 pixels a trigger is a larger part, and the default radius does not "
-        "reach it",
-        only_clean_images=False,
-    ),
-    "synthetic-unlearning": Row(
-        lambda: SyntheticUnlearning(
-            count=60,
-            synthesis=Synthesis(steps=20, batch_size=32, width=8),
-            margin=MMBD(steps=3),
-            unlearning=replace(ROWS["joint-unlearning"].quick(), wanted="answers"),
-        ),
-        only_clean_images=False,
-    ),
-    "tac": Row(lambda: TAC(recipe=SHORT)),
-    "tsbd": Row(
-        lambda: TSBD(
-            unlearning=Unlearning(learning_rate=0.01, batch_size=64, max_epochs=10), recipe=SHORT
-        ),
-        only_clean_images=False,
-    ),
-    "ft": Row(
-        lambda: FineTuning(recipe=SHORT),
-        removes=False,
-        why="the baseline: nothing in clean images contradicts the backdoor",
-    ),
-}
 NAMES = sorted(ROWS)
 LOOKING = {  # they remove nothing
     "mm-bd": lambda: MMBD(steps=3),
@@ -304,14 +55,12 @@ def quick(name):
     return (ROWS[name].quick if name in ROWS else LOOKING[name])()
 
 
-def sharing(name, which):
-    """A full repair takes seconds: the tests that share one run in the same process."""
-    mark = pytest.mark.xdist_group(f"{name} on {which}")
-    return pytest.param(name, which, marks=mark, id=f"{name}-{which}")
+def shared(name, which):
+    return pytest.param(name, which, marks=sharing(name, which), id=f"{name}-{which}")
 
 
-PLANTED = [sharing(name, "planted") for name in NAMES]
-BOTH_NETWORKS = [sharing(name, which) for name in NAMES for which in ("planted", "twin")]
+PLANTED = [shared(name, "planted") for name in NAMES]
+BOTH_NETWORKS = [shared(name, which) for name in NAMES for which in ("planted", "twin")]
 
 
 class NoOp(Method, frozen=True, kw_only=True):
@@ -322,21 +71,6 @@ class NoOp(Method, frozen=True, kw_only=True):
 
     def remove(self, classifier, clean, *, seed=0, progress=None):
         return Repair(classifier.copy(), {})
-
-
-@pytest.fixture(scope="module")
-def repaired(digits):
-    """(name, "planted" or "twin") → the repair with the full settings; computed once."""
-    known = {}
-
-    def get(name, which):
-        if (name, which) not in known:
-            method = (ROWS[name].full or methods.get(name))()
-            material = collage(digits.train) if takes_public(method) else digits.clean
-            known[name, which] = method.remove(getattr(digits, which), material, seed=3)
-        return known[name, which]
-
-    return get
 
 
 def check_removes(repair, digits):
@@ -351,14 +85,14 @@ def test_every_method_has_its_row():
 
 
 @pytest.mark.parametrize(("name", "which"), PLANTED)
-def test_it_removes_the_backdoor_or_the_table_says_why_not(name, which, digits, repaired):
+def test_it_removes_the_backdoor_or_the_table_says_why_not(name, which, digits, full_repair):
     if ROWS[name].removes:
         assert ROWS[name].full is None or ROWS[name].why
-        check_removes(repaired(name, which), digits)
+        check_removes(full_repair(name, which), digits)
     else:
         assert ROWS[name].why
         with pytest.raises(AssertionError):
-            check_removes(repaired(name, which), digits)
+            check_removes(full_repair(name, which), digits)
 
 
 def test_a_method_that_does_nothing_fails_this_test(digits):
@@ -368,9 +102,9 @@ def test_a_method_that_does_nothing_fails_this_test(digits):
 
 
 @pytest.mark.parametrize(("name", "which"), BOTH_NETWORKS)
-def test_it_costs_little_accuracy(name, which, digits, repaired):
+def test_it_costs_little_accuracy(name, which, digits, full_repair):
     before = evaluate(getattr(digits, which), digits.test, digits.attack).acc
-    after = evaluate(repaired(name, which).classifier, digits.test, digits.attack).acc
+    after = evaluate(full_repair(name, which).classifier, digits.test, digits.attack).acc
     assert after >= before - 0.06  # anp costs 4 points, by processor
 
 

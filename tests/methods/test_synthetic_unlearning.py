@@ -2,21 +2,22 @@
 
 import pytest
 import torch
+from method_rows import ROWS, sharing
 from msgspec.structs import replace
 
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
-from bezoar.methods import JointUnlearning, SyntheticUnlearning, is_data_free, methods
+from bezoar.methods import SyntheticUnlearning, is_data_free, methods
 from bezoar.methods.synthesis import Synthesis
 from bezoar.training import Recipe
 
-pytestmark = pytest.mark.xdist_group("synthetic-unlearning")  # one process makes its fixtures
+QUICK = ROWS["synthetic-unlearning"].quick()
 
 
-@pytest.fixture(scope="module")
-def repair(digits):
-    return SyntheticUnlearning().remove(blind(digits.planted), seed=0)
+@pytest.fixture
+def repair(full_repair):
+    return full_repair("synthetic-unlearning", "planted")
 
 
 def blind(classifier):
@@ -24,6 +25,7 @@ def blind(classifier):
     return Classifier(classifier.network, mean=0.3, std=0.35, input_size=(8, 8))
 
 
+@sharing("synthetic-unlearning", "planted")
 def test_it_finds_the_class_and_removes_the_backdoor_without_an_image(repair, digits):
     before = evaluate(digits.planted, digits.test, digits.attack)
     after = evaluate(repair.classifier, digits.test, digits.attack)
@@ -32,24 +34,29 @@ def test_it_finds_the_class_and_removes_the_backdoor_without_an_image(repair, di
     assert before.acc - after.acc < 0.05
 
 
-def test_a_clean_twin_stays_nearly_as_it_was_and_the_guess_is_told(digits):
-    twin = SyntheticUnlearning().remove(blind(digits.twin), seed=0)
+@sharing("synthetic-unlearning", "twin")
+def test_a_clean_twin_stays_nearly_as_it_was_and_the_guess_is_told(digits, full_repair):
+    twin = full_repair("synthetic-unlearning", "twin")
     before = evaluate(digits.twin, digits.test, digits.attack)
     assert before.acc - evaluate(twin.classifier, digits.test, digits.attack).acc < 0.05
     if twin.record["target_p_value"] > 0.05:
         assert any("is a guess" in flag for flag in twin.record["flags"])
 
 
+def test_images_give_it_nothing_but_their_size(digits):
+    blindly = QUICK.remove(blind(digits.planted), seed=1).classifier.network.state_dict()
+    seeing = QUICK.remove(digits.planted, digits.clean, seed=1).classifier.network.state_dict()
+    assert all(torch.equal(blindly[name], value) for name, value in seeing.items())
+
+
 def test_doing_nothing_would_fail(digits):
-    method = SyntheticUnlearning(
-        target_class=digits.attack.target, count=80, synthesis=Synthesis(steps=2)
-    )
-    idle = replace(method.unlearning, recipe=Recipe(epochs=1, learning_rate=1e-7))
-    idle = replace(method, unlearning=idle)
+    idle = replace(QUICK.unlearning, recipe=Recipe(epochs=1, learning_rate=1e-7))
+    idle = replace(QUICK, target_class=digits.attack.target, unlearning=idle)
     after = evaluate(idle.remove(blind(digits.planted)).classifier, digits.test, digits.attack)
     assert after.asr > 0.9
 
 
+@sharing("synthetic-unlearning", "planted")
 def test_what_it_measured_is_told(repair):
     record = repair.record
     assert record["measured_on"] == {"images": "synthetic images", "triggers": "recovered triggers"}
@@ -61,13 +68,8 @@ def test_what_it_measured_is_told(repair):
 
 
 def test_it_goes_a_part_of_the_way(digits):
-    quick = SyntheticUnlearning(
-        target_class=digits.attack.target,
-        count=80,
-        synthesis=Synthesis(steps=2),
-        unlearning=JointUnlearning(wanted="answers", recipe=Recipe(epochs=1, learning_rate=1e-2)),
-    )
     start = blind(digits.planted)
+    quick = replace(QUICK, target_class=digits.attack.target)
     whole, part = (
         replace(quick, share=share).remove(start, seed=0).classifier.network.fc.weight
         for share in (1.0, 0.5)
