@@ -11,6 +11,7 @@ from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
 from bezoar.methods import TAC, Evidence
 from bezoar.proving import Prover, natural_share
+from bezoar.verdict import Verdict, judge
 
 
 @pytest.fixture(scope="module")
@@ -159,5 +160,20 @@ def test_a_class_that_is_never_answered_is_what_its_images_show(digits):
     features = disowned.survey(digits.clean)[1]
     expected = features[digits.clean.labels == 5].mean(0)
     assert torch.allclose(Prover(disowned, digits.clean, seed=0)._centre(5), expected)
-    bare = ImageSet(digits.clean.images)
-    assert not Prover(disowned, bare, seed=0)._centre(5).any()
+
+
+def test_what_no_image_is_like_is_not_asked_and_proves_nothing(digits):
+    """Without labels and without an image that is answered with the target class."""
+    answers = digits.planted.logits(digits.clean).argmax(1)
+    others = ImageSet(digits.clean.images[answers != 4])
+    patch = pointing(Patch(digits.attack))
+    proof = Prover(digits.planted, others, seed=0).prove(patch, 4)
+    assert proof.works and proof.natural is None
+    seen = Prover(digits.planted, ImageSet(digits.clean.images), seed=0).prove(patch, 4)
+    assert seen.works and seen.natural is not None
+    sure = replace(patch, p_values=tuple(1e-4 if k == 4 else 1.0 for k in range(10)))
+    names = digits.planted.classes
+    verdicts = [judge([sure], names, prove=lambda _e, _k, p=p: p) for p in (proof, seen)]
+    assert verdicts[0].verdict is Verdict.SUSPICIOUS
+    assert "cannot be told from a natural likeness" in " ".join(verdicts[0].reasons)
+    assert verdicts[1].verdict is Verdict.BACKDOOR_FOUND

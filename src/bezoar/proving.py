@@ -50,7 +50,8 @@ class Proof:
         counted: held-out images of other classes; 0 where there is none, or none was held out.
         carried: share of these that it carries.
         natural: share of its work that is done by the features that separate the classes anyway, in
-            [0, 1]; None where no class is a source.
+            [0, 1]; None where no class is a source, or no image tells what the target class is
+            like: that cannot be answered then, and is no proof.
         firm: how many of ``sources`` have at least ``FEWEST_IMAGES`` held-out images.
         needed: 80 %, if the levels of the verdict say nothing else.
     """
@@ -149,11 +150,11 @@ class Prover:
             if float(inside[before == j].float().mean()) >= self.needed
         ]
         weight, change, centre = self.classifier.head.weight, shifted - features, self._centre(k)
+        centres = {j: self._centre(j) for j in sources}
         shares = [
-            natural_share(
-                weight[k] - weight[j], change[before == j].mean(0), centre - self._centre(j)
-            )
-            for j in sources
+            natural_share(weight[k] - weight[j], change[before == j].mean(0), centre - own)
+            for j, own in centres.items()
+            if centre is not None and own is not None
         ]
         return Proof(
             tuple(sources),
@@ -164,16 +165,16 @@ class Prover:
             self.needed,
         )
 
-    def _centre(self, k: int) -> Tensor:
+    def _centre(self, k: int) -> Tensor | None:
         """The mean features of the images that are answered with ``k``.
 
-        Of those that show ``k`` where none is answered so; zeros if there are none either.
+        Of those that show ``k`` where none is answered so; None if there are none either.
         """
         features = self._all[1]
         own = features[self._answers == k]
         if not len(own) and self.clean.labels is not None:
             own = features[(self.clean.labels == k).to(features.device)]
-        return own.mean(0) if len(own) else features.new_zeros(features.shape[1])
+        return own.mean(0) if len(own) else None
 
 
 def natural_share(direction: Tensor, change: Tensor, natural: Tensor) -> float:

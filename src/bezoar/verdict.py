@@ -169,15 +169,14 @@ def _carries(evidence: Evidence, k: int, levels: Levels, proof: Proof | None = N
     works = share is not None and share >= levels.carried
     if proof is None:
         return works
-    natural = proof.natural is not None and proof.natural >= levels.natural
-    return proof.works and not natural
+    return proof.works and proof.natural is not None and proof.natural < levels.natural
 
 
 def _proof_reasons(proof: Proof | None, levels: Levels, classes: Sequence[str]) -> list[str]:
     """From how many classes a trigger works, and how natural that is."""
     if proof is None:
         return []
-    told = []
+    told: list[str] = []
     percent = f"{100 * levels.carried:.0f} %"
     if not proof.counted:
         told.append("No image of another class is left to try it on that it was not made from.")
@@ -194,7 +193,12 @@ def _proof_reasons(proof: Proof | None, levels: Levels, classes: Sequence[str]) 
             f"fewer than {FEWEST_SOURCES} have {FEWEST_IMAGES} held-out images or more: among "
             f"{len(classes)} classes that may be chance."
         )
-    if proof.natural is not None and proof.natural >= levels.natural:
+    if proof.works and proof.natural is None:
+        told.append(
+            "No image shows what the class itself is like, so that it cannot be told from a "
+            "natural likeness of the classes, which is no proof; give images of that class."
+        )
+    elif proof.natural is not None and proof.natural >= levels.natural:
         told.append(
             f"It works to {100 * proof.natural:.0f} % through the features that separate these "
             f"classes anyway; from {100 * levels.natural:.0f} % on that may be a natural likeness "
