@@ -20,10 +20,10 @@ from pool_methods import POOL, clean_accuracy
 from result_file import result_head
 
 from bezoar.accuracy_loss import accuracy_loss
+from bezoar.given import HELD_OUT
 from bezoar.methods import BtiDbf, FineTuning, NeuralCleanse
 from bezoar.pools import open_pool
 from bezoar.records import write_json
-from bezoar.repairing import HELD_OUT
 
 RESULTS = Path(__file__).parent / "results" / "accuracy_loss_error.json"
 SEED = 0

@@ -16,10 +16,10 @@ from pool_methods import clean_accuracy
 from bezoar.accuracy_loss import Baseline
 from bezoar.evaluation import evaluate
 from bezoar.executors import report
+from bezoar.given import HELD_OUT
 from bezoar.how_far import between
 from bezoar.methods import JointUnlearning
 from bezoar.precaution import SHARES
-from bezoar.repairing import HELD_OUT
 from bezoar.scanning import scan
 from bezoar.surviving import Survivors
 from bezoar.trying import Unlearning

@@ -15,8 +15,8 @@ from null_networks import CLEAN_IMAGES
 
 from bezoar.evaluation import compare, evaluate
 from bezoar.executors import report
+from bezoar.given import HELD_OUT
 from bezoar.methods import ANP, CLP, RNP
-from bezoar.repairing import HELD_OUT
 from bezoar.scanning import scan
 from bezoar.surviving import Survivors
 from bezoar.trying import Trial, plan_for, try_repairs

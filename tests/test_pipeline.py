@@ -10,13 +10,13 @@ from few_images import first_of_each
 from bezoar import accuracy_loss, pipeline, scanning
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
+from bezoar.given import HELD_OUT
 from bezoar.images import ImageSet
 from bezoar.methods import TAC, Evidence, FineTuning, Method, Repair
 from bezoar.methods.method import Needs
 from bezoar.precaution import LIMIT, SHARES
 from bezoar.records import to_json
 from bezoar.repair_record import changes
-from bezoar.repairing import HELD_OUT
 from bezoar.training import Recipe
 from bezoar.verdict import Levels, Verdict
 
@@ -357,6 +357,7 @@ def test_without_a_method_a_model_with_nothing_found_comes_back_untouched(digits
     assert repair.classifier.network is not digits.twin.network
     assert same_weights(repair.classifier, digits.twin)
     assert repair.record["heading"] == "Left untouched"
+    assert repair.record["aftercare"]["signs"] == [] and repair.record["aftercare"]["probe"] is None
     assert repair.record["outcome"].startswith("Left untouched: the scan found nothing")
     assert "no proof" in repair.record["outcome"]
     plain(repair.record)
@@ -546,10 +547,13 @@ def test_a_loss_of_exactly_the_limit_is_within_it(digits):
     assert at.record["accepted"] and not below.record["accepted"]
 
 
-def test_one_image_of_each_class_leaves_none_to_judge_a_repair(digits):
+def test_one_image_of_each_class_leaves_none_to_judge_a_repair(digits, monkeypatch):
     ten = first_of_each(digits.clean)
-    with pytest.raises(InputError, match="none is left to judge the repair"):
-        pipeline.clean(digits.planted, ten, method="ft")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "look_before", lambda *_: pytest.fail("the scan began"))
+        for method in (None, "ft"):
+            with pytest.raises(InputError, match="none is left to judge the repair"):
+                pipeline.clean(digits.planted, ten, method=method)
     twenty = first_of_each(digits.clean, 2)
     repair = pipeline.clean(digits.planted, twenty, method=Witness())
     assert repair.record["before"]["accuracy"]["count"] == 10

@@ -45,12 +45,25 @@ class Probe:
         return self.after >= BACK and self.after > self.before + DEAD
 
     @property
+    def revived(self) -> float | None:
+        """The share that dead triggers carry once more, where it does not count as back; or None.
+
+        The search goes on only for what is back: a few points more can be the tuning's own
+        mistakes. A sign they are all the same.
+        """
+        if self.after is None or self.returned or not self.before <= DEAD < self.after:
+            return None
+        return self.after
+
+    @property
     def sentence(self) -> str:
         """What was seen."""
         if self.after is None:
             return f"Whether fine-tuning brings it back could not be tried: {self.failure}."
         if self.returned:
             begins = "Fine-tuning brings it back: the recovered triggers"
+        elif self.revived is not None:
+            begins = "Fine-tuning brings a part of it back: the recovered triggers"
         elif self.before > DEAD:  # it never left
             begins = "The recovered triggers still"
         else:
@@ -114,14 +127,14 @@ NEWLY_SUSPECTED = (
 
 
 def signs_of_backdoor(
-    *, stands_out: bool | None, re_exposed: bool, returned: bool | None, worst: float
+    *, stands_out: bool | None, re_exposed: bool, probe: Probe, worst: float
 ) -> list[str]:
     """What still speaks for a backdoor in a repaired model, each in a few words.
 
     Args:
         stands_out: whether a scan of it still finds a class unusual; None where nobody looked.
         re_exposed: whether unlearning the clean images brings a suspect out.
-        returned: whether tuning brought the backdoor back; None where that could not be tried.
+        probe: what tuning did.
         worst: the largest share of the images that a recovered trigger still carries.
     """
     signs = []
@@ -131,8 +144,13 @@ def signs_of_backdoor(
         signs.append("unlearning the clean images brings a suspected class out")
     if worst > DEAD:
         signs.append(f"a recovered trigger still carries {100 * worst:.0f} % of the images")
-    if returned:
+    if probe.returned:
         signs.append("fine-tuning brings the backdoor back")
+    elif probe.revived is not None:
+        signs.append(
+            "fine-tuning brings a part of the backdoor back (a recovered trigger then carries "
+            f"{100 * probe.revived:.0f} % of the images)"
+        )
     return signs
 
 

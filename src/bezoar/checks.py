@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 
 import torch
+from torch import Tensor
 
 from bezoar.class_order import find_order
 from bezoar.classifier import Classifier
@@ -14,7 +15,7 @@ from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
 from bezoar.metrics import Rate, accuracy
 
-CHECKED = 128  # images that show whether images, labels and network belong together
+NOISE = 4  # images of noise that show whether a network answers anything at all
 WEAK = 0.5  # an accuracy below which they may not
 EXPLAINED = 0.7  # another order of the classes is right at least so often,
 BETTER = 0.2  # and so much more often than the given one
@@ -28,8 +29,8 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
 
     Raises:
         InputError: no image, fewer images than classes, a class without an image, a label the
-            network has no logit for, labels in another order than the classes, or an accuracy at
-            the level of chance.
+            network has no logit for, an image whose logits are not finite, labels in another order
+            than the classes, or an accuracy at the level of chance.
     """
     check_runs(classifier, clean)
     count = classifier.num_classes
@@ -40,8 +41,8 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
         )
     notices = list(getattr(clean, "notices", ()))
     if clean.labels is None:
-        unchecked = "The images have no labels; the classes they show were not checked."
-        return [*notices, unchecked, *told_of_constant(classifier, clean)]
+        notices.append("The images have no labels; the classes they show were not checked.")
+        return notices + _told_of_constant(_finite_logits(classifier, clean))
     highest = int(clean.labels.max())
     if highest >= count:
         raise InputError(
@@ -57,39 +58,34 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
             f"no clean image shows class {shown}{more}; give at least one image of each of the "
             f"{count} classes"
         )
-    # A sample tells chance from skill; running all images twice would double the scan's time.
-    some = clean.sample(CHECKED, seed=0)
-    truth = some.require_labels("the check").to(classifier.device)
-    found = accuracy(classifier.logits(some).argmax(1), truth)
-    if found.value >= WEAK:
-        return notices
-    _check_order(classifier, clean, found)
+    logits = _finite_logits(classifier, clean)
+    answers = logits.argmax(1).cpu()
+    found = accuracy(answers, clean.require_labels("the check").cpu())
+    if found.value < WEAK:
+        _check_order(answers, clean, found, count)
     if found.low <= 1 / count:
         raise InputError(
-            f"the network answers {100 * found.value:.1f} % of {len(some)} clean images with their "
-            "label, no better than chance; check the order of the classes, the mean and std, and "
-            "that the images belong to this model"
+            f"the network answers {100 * found.value:.1f} % of {len(clean)} clean images with "
+            "their label, no better than chance; check the order of the classes, the mean and std, "
+            "and that the images belong to this model"
         )
-    return [
-        *notices,
-        f"The network answers only {100 * found.value:.1f} % of {len(some)} clean images with "
-        "their label; check the order of the classes, and the mean and std.",
-    ]
+    if found.value < WEAK:
+        notices.append(
+            f"The network answers only {100 * found.value:.1f} % of {len(clean)} clean images with "
+            "their label; check the order of the classes, and the mean and std."
+        )
+    return notices + _told_of_constant(logits)
 
 
-def told_of_constant(classifier: Classifier, images: ImageSet | None) -> list[str]:
-    """A sentence on a network that gives different inputs the same logits; else none.
+def told_of_constant(classifier: Classifier) -> list[str]:
+    """A sentence on a traced network that gives different noise the same logits; else none."""
+    generator = torch.Generator().manual_seed(0)
+    size = (NOISE, *classifier.input_shape)
+    noise = torch.randint(256, size, dtype=torch.uint8, generator=generator)
+    return _told_of_constant(classifier.logits(ImageSet(noise)))
 
-    Args:
-        classifier: traced.
-        images: of its task; None takes noise.
-    """
-    if images is None:
-        generator = torch.Generator().manual_seed(0)
-        size = (4, *classifier.input_shape)
-        noise = torch.randint(256, size, dtype=torch.uint8, generator=generator)
-        images = ImageSet(noise)
-    logits = classifier.logits(images.sample(CHECKED, seed=0))
+
+def _told_of_constant(logits: Tensor) -> list[str]:
     if len(logits) == 1 or not bool((logits == logits[0]).all()):
         return []
     return [
@@ -98,12 +94,27 @@ def told_of_constant(classifier: Classifier, images: ImageSet | None) -> list[st
     ]
 
 
-def _check_order(classifier: Classifier, clean: ImageSet, found: Rate) -> None:
+def _finite_logits(classifier: Classifier, clean: ImageSet) -> Tensor:
+    """Logits (n, classes) of all images: one that has none would lead every witness astray."""
+    logits = classifier.logits(clean)
+    bad = torch.nonzero(~torch.isfinite(logits).all(1)).flatten().tolist()
+    if bad:
+        shown = ", ".join(clean.names[i] if clean.names else f"number {i}" for i in bad[:5])
+        shown += f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        order = "" if clean.names else ", counted from 0"
+        raise InputError(
+            f"the network's logits are not finite numbers on {len(bad)} of {len(clean)} clean "
+            f"images ({shown}{order}); leave these out"
+        )
+    return logits
+
+
+def _check_order(answers: Tensor, clean: ImageSet, found: Rate, classes: int) -> None:
     """Refuses labels that explain the answers once the classes are put in another order."""
     labels = clean.require_labels("the check").cpu()
-    if len(clean) == int(clean.class_counts(classifier.num_classes).count_nonzero()):
+    if len(clean) == int(clean.class_counts(classes).count_nonzero()):
         return  # one image of each label finds an order, and none is left to confirm it
-    order = find_order(classifier.logits(clean).argmax(1).cpu(), labels, classifier.num_classes)
+    order = find_order(answers, labels, classes)
     if order.example is None or order.right < max(EXPLAINED, order.as_given + BETTER):
         return
     label, answer = order.example

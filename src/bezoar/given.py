@@ -20,6 +20,8 @@ from bezoar.methods import (
 from bezoar.scanning import Witnesses, find_witnesses
 from bezoar.training import Progress
 
+HELD_OUT = 0.2  # share of the clean images that judge a repair and take no part in it
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Given:
@@ -48,16 +50,27 @@ class Given:
             method: the one that was asked for; None leaves the choice to ``clean``.
 
         Raises:
-            InputError: a witness, the images or the public ones cannot be used, or the method
-                cannot with them.
+            InputError: a witness, the images or the public ones cannot be used, the method cannot
+                with them, or no image would be left to judge a repair.
         """
         blind = method is None and self.images is None
         check_needs(method, has_images=self.images is not None, has_public=self.public is not None)
         find_witnesses(self.witnesses, has_images=not blind)
-        if self.images is not None and method is not None and not takes_no_task_image(method):
-            self.images.require_labels("cleaning")
+        if self.images is not None and (method is None or not takes_no_task_image(method)):
+            if method is not None:
+                self.images.require_labels("cleaning")
+            _check_judges(self.images, self.seed)
         if self.public is not None:
             check_public(self.public, self.classifier, self.images)
+
+
+def _check_judges(images: ImageSet, seed: int) -> None:
+    """Refuses images of which none is left to judge a repair."""
+    if len(images) and not len(images.split(1 - HELD_OUT, seed=seed)[1]):
+        raise InputError(
+            f"there are {len(images)} clean images, at most one of each class, and none is left "
+            "to judge the repair; give at least two images of each class"
+        )
 
 
 def check_needs(method: Method | None, *, has_images: bool, has_public: bool) -> None:

@@ -140,6 +140,7 @@ def _untouched() -> dict[str, Any]:
         "accuracy_drop": 0.0,
         "heading": UNTOUCHED,
         "outcome": outcome,
+        "aftercare": {"survival": None, "probe": None, "signs": [], "risk": NOTHING_TO_WATCH},
     }
 
 
@@ -207,16 +208,16 @@ def _cared_for(
         repaired, made.known, made.survivors, left, seed=given.seed, progress=given.progress
     )
     # All witnesses know better than the quick look at a trial.
-    stands_out, returned = _stands_out(left, rescan), probe.returned
+    stands_out = _stands_out(left, rescan)
     signs = signs_of_backdoor(
-        stands_out=stands_out, re_exposed=left.re_exposed, returned=returned, worst=left.worst
+        stands_out=stands_out, re_exposed=left.re_exposed, probe=probe, worst=left.worst
     )
     risk = residual_risk(
         signs,
         looked=stands_out is not None,
         tried=left.tried,
         audited=bool(left.exposed),
-        tuned=returned is not None,
+        tuned=probe.returned is not None,
         labelled=given.images is not None and given.images.labels is not None,
     )
     return {

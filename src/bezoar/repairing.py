@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from bezoar import precaution
 from bezoar.choosing import Choice, as_precaution, asked_for, best_of, without_images
 from bezoar.classifier import Classifier
-from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
-from bezoar.given import Given
+from bezoar.given import HELD_OUT, Given
 from bezoar.images import ImageSet
 from bezoar.methods import Method, Repair, is_data_free, takes_no_task_image, takes_public
 from bezoar.scanning import Finding, Witnesses, find_witnesses
 from bezoar.surviving import Survivors
 from bezoar.trying import Trial, plan_for, try_repairs
 from bezoar.verdict import Verdict
-
-HELD_OUT = 0.2  # share of the clean images that judge a repair and take no part in it
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,7 +62,7 @@ def make_repair(
         max_accuracy_drop: largest loss of accuracy, in [0, 1], of an accepted repair.
 
     Raises:
-        InputError: no image is left to judge the repair, or no method can be used.
+        InputError: no method can be used.
     """
     if given.images is None:
         return _without_images(given, finding, method, max_accuracy_drop)
@@ -73,7 +70,7 @@ def make_repair(
         assert finding is not None  # noqa: S101 (``look_before`` without a method)
         return _chosen(given, given.images, finding, max_accuracy_drop)
     blind = takes_no_task_image(method)
-    known, held_out = _divided(given, given.images, needed=not blind)
+    known, held_out = _divided(given, given.images)
     survivors = None
     if finding is not None and finding.verdict is not Verdict.NOTHING_FOUND and len(held_out):
         survivors = _survivors(given, finding, known, held_out)
@@ -143,18 +140,9 @@ def _chosen(given: Given, images: ImageSet, finding: Finding, max_accuracy_drop:
     )
 
 
-def _divided(given: Given, images: ImageSet, *, needed: bool = True) -> tuple[ImageSet, ImageSet]:
-    """The images that a repair works on, with labels, and those that judge it.
-
-    Raises:
-        InputError: none is left to judge, although they are ``needed``.
-    """
+def _divided(given: Given, images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """The images that a repair works on, with labels, and those that judge it."""
     known, held_out = images.split(1 - HELD_OUT, seed=given.seed)
-    if needed and not len(held_out):
-        raise InputError(
-            f"there are {len(images)} clean images, one of each class, and none is left to judge "
-            "the repair; give at least two images of each class"
-        )
     return _answered(given.classifier, known), held_out
 
 
