@@ -40,15 +40,15 @@ def without_images(suspects: Sequence[int], *, has_public: bool) -> Choice:
     """What repairs a model where there is no image of its task and nobody named a method.
 
     Args:
-        suspects: the classes that the weights betray, most suspicious first; without one the
-            method must ask for no class.
+        suspects: the classes that the weights betray, most suspicious first, all of which are
+            removed; without one the method must ask for no class.
         has_public: whether there are public images, or a generator that was trained on such.
     """
     method: Method
     if has_public:
         method = FreD()
     elif suspects:
-        method = SyntheticUnlearning(target_class=suspects[0])
+        method = SyntheticUnlearning(target_class=tuple(suspects) if suspects[1:] else suspects[0])
     else:
         method = DHBE()
     how = "works with the public ones" if has_public else "needs none"

@@ -20,10 +20,10 @@ import torch
 import bezoar
 from bezoar.checks import check_input, check_runs, input_of, told_of_constant
 from bezoar.classifier import Classifier
-from bezoar.combining import MANY
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import Evidence, Method, methods
+from bezoar.methods.mm_bd import MOST_CLASSES
 from bezoar.proving import Prover
 from bezoar.reference_classes import looked_at_some, narrowed
 from bezoar.scan_record import scan_record, silent_witnesses
@@ -35,7 +35,7 @@ from bezoar.verdict import Levels, Verdict, judge
 # looks at depends on what the witnesses before it say.
 WITNESSES = ("tac", "bti-dbf", "rnp", "neural-cleanse", "plane-waves", "weights", "mm-bd")
 WITHOUT_IMAGES = ("weights", "mm-bd")
-FEW_CLASSES = ("mm-bd",)  # whose test does not hold for more than 100 classes, as was measured
+FEW_CLASSES = ("mm-bd",)  # whose test does not hold for more than MOST_CLASSES
 
 Witnesses = Sequence[str | Method]
 AUTO = "auto"  # the same, by name
@@ -107,13 +107,14 @@ def scan(
     looking = find_witnesses(witnesses, has_images=clean is not None)
     if clean is None:
         check_runs(classifier, None)
-        notices = [NO_IMAGES, *told_of_constant(classifier, None)]
+        notices = [NO_IMAGES, *told_of_constant(classifier)]
     else:
         notices = check_input(classifier, clean)
     if is_auto(witnesses):
-        unfit = {w.name for w in looking if classifier.num_classes > MANY} & {*FEW_CLASSES}
+        unfit = {*FEW_CLASSES} if classifier.num_classes > MOST_CLASSES else set()
+        unfit &= {w.name for w in looking}
         looking = tuple(w for w in looking if w.name not in {*without, *unfit})
-        notices += [TOO_MANY.format(name=name, most=MANY) for name in sorted(unfit)]
+        notices += [TOO_MANY.format(name=name, most=MOST_CLASSES) for name in sorted(unfit)]
     needed: Sequence[Method] = () if is_auto(witnesses) else looking
     if in_place is not None:
         looking, needed = _with_in_place(looking, in_place), [*needed, in_place]

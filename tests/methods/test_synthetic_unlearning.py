@@ -8,7 +8,14 @@ from msgspec.structs import replace
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
-from bezoar.methods import SyntheticUnlearning, is_data_free, methods
+from bezoar.methods import (
+    SyntheticUnlearning,
+    Weights,
+    is_data_free,
+    methods,
+    synthetic_unlearning,
+)
+from bezoar.methods.spelling import parse_method
 from bezoar.methods.synthesis import Synthesis
 from bezoar.training import Recipe
 
@@ -47,6 +54,33 @@ def test_images_give_it_nothing_but_their_size(digits):
     blindly = QUICK.remove(blind(digits.planted), seed=1).classifier.network.state_dict()
     seeing = QUICK.remove(digits.planted, digits.clean, seed=1).classifier.network.state_dict()
     assert all(torch.equal(blindly[name], value) for name, value in seeing.items())
+
+
+def test_several_classes_are_unlearned_together(digits):
+    repair = replace(QUICK, target_class=(4, 7)).remove(blind(digits.planted), seed=0)
+    assert repair.record["target_classes"] == [4, 7] and repair.record["target_p_value"] is None
+    patches = [t["class"] for t in repair.record["triggers"] if t["witness"] == "neural-cleanse"]
+    assert patches == [4, 7]
+    assert repair.record["insensitivity"]["before"]["count"] == 12, "each image is another's"
+    for wrong in ((4, 4), (), (4, 10)):
+        with pytest.raises(InputError, match="target_class is"):
+            replace(QUICK, target_class=wrong).remove(blind(digits.planted))
+    assert parse_method("synthetic-unlearning:target_class=4+7").target_class == (4, 7)
+    assert parse_method("synthetic-unlearning:target_class=4").target_class == 4
+
+
+def test_a_class_of_many_is_taken_by_its_weights_and_a_p_value_counts_the_witnesses(
+    digits, monkeypatch
+):
+    repair = QUICK.remove(blind(digits.twin), seed=0)
+    rows = [w.inspect(blind(digits.twin), None).p_values for w in (Weights(), QUICK.margin)]
+    (target,) = repair.record["target_classes"]
+    expected = min(1.0, 2 * min(row[target] for row in rows))
+    assert repair.record["target_p_value"] == pytest.approx(expected)
+    monkeypatch.setattr(synthetic_unlearning, "MOST_CLASSES", 9)
+    alone = QUICK.remove(blind(digits.twin), seed=0)
+    (target,) = alone.record["target_classes"]
+    assert alone.record["target_p_value"] == pytest.approx(min(rows[0])) == rows[0][target]
 
 
 def test_doing_nothing_would_fail(digits):

@@ -167,15 +167,17 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
         self,
         classifier: Classifier,
         clean: ImageSet,
+        targets: Sequence[int] = (),
         *,
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> list[Trigger]:
-        """Triggers for the target class: at least a patch.
+        """Triggers for the target class, or for several: at least a patch for each.
 
         Args:
             classifier: looked at, and left as it is.
             clean: images; with labels RNP looks, too.
+            targets: the classes, each once; none takes ``target_class``.
             seed: of everything drawn at random.
             progress: called with what is done and its share.
         """
@@ -185,16 +187,17 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
                 evidence.append(witness.inspect(classifier, clean, seed=seed, progress=progress))
             except InputError:
                 continue  # a network that it cannot look at still has patches
-        target = self.target_class
-        if target is None:
+        if not targets and self.target_class is not None:
+            targets = (self.target_class,)
+        if not targets:
             rows = [e.p_values for e in evidence] or [(1.0,) * classifier.num_classes]
-            target, _ = most_unusual(rows)
-        patch = inverted_for(classifier, clean, [target], self.inversion, seed=seed)
-        smooth = unusual_smooth(classifier, clean, [target], self.smooth, seed=seed)
+            targets = (most_unusual(rows)[0],)
+        patches = inverted_for(classifier, clean, targets, self.inversion, seed=seed)
+        smooth = unusual_smooth(classifier, clean, targets, self.smooth, seed=seed)
         return [
-            *triggers_in(evidence, [target]),
-            *([] if smooth is None else [Trigger(SMOOTH, target, smooth)]),
-            Trigger("neural-cleanse", target, patch),
+            *triggers_in(evidence, targets),
+            *([] if smooth is None else [Trigger(SMOOTH, k, smooth) for k in smooth.classes]),
+            *(Trigger("neural-cleanse", k, patches) for k in targets),
         ]
 
     # -- inner works -----------------------------------------------------------------------------

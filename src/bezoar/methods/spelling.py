@@ -70,6 +70,8 @@ def make_method(
         text = text.strip()
         if isinstance(place[last], tuple | list):
             place[last] = text.split(separator) if text else []
+        elif place[last] is None and separator in text:
+            place[last] = text.split(separator)  # one or several: ``target_class=4+17``
         else:
             place[last] = None if text.lower() == "none" else text
     try:
