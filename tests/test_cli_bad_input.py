@@ -253,6 +253,8 @@ OUTPUTS = {
 TAC = f"{CLEANING} {OUT} --method tac --set"
 EVALUATE = f"evaluate {{files}}/planted.toml {CLEAN} --trigger"
 OPTIONS = {
+    "a seed out of range": (f"{SCAN} {CLEAN} --seed {10**20}", "--seed is 1000"),
+    "no training image": ("attack none --data digits --out {empty}/x --train-images 0", "is 0;"),
     "an unknown method": (f"{CLEANING} {OUT} --method tca", "perhaps you meant 'tac'"),
     "an unknown method, listed": ("methods fft", "perhaps you meant 'ft'"),
     "an unknown setting": (f"{TAC} betta=1", "expected name=value with one of target_class,"),
@@ -454,6 +456,26 @@ def test_a_defect_is_no_verdict(model_files, monkeypatch, capsys):
     assert cli.run(["scan", str(model_files / "planted.toml"), *images]) == 2
     err = capsys.readouterr().err
     assert "ZeroDivisionError" in err and "a defect of bezoar and no verdict" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_no_defect(error, model_files, monkeypatch, capsys):
+    def breaks(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(pipeline, "scan", breaks)
+    images = ["--images", str(model_files / "clean.npz")]
+    assert cli.run(["scan", str(model_files / "planted.toml"), *images]) == 2
+    err = capsys.readouterr().err
+    assert "there is not enough memory" in err and "defect" not in err and "Traceback" not in err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -3,6 +3,7 @@
 import csv
 import errno
 import functools
+import io
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from bezoar.errors import InputError
 from bezoar.executors import HereExecutor, LocalExecutor, RayExecutor
 from bezoar.executors.machine_memory import machine_memory
 from bezoar.fleet import ScanOptions, _names, scan_models
-from bezoar.fleet_summary import summary
+from bezoar.fleet_summary import summary, summary_csv
 from bezoar.manifest import read_manifest
 from bezoar.verdict import Levels
 
@@ -249,6 +250,26 @@ def test_a_module_that_an_architecture_imports_is_part_of_what_a_record_is_made_
     assert without == same == as_well, "no code of the user's own goes into it"
     (files / "notes.md").touch()
     assert names() == (third, without)
+
+
+def test_what_cannot_be_read_whole_is_scanned_anew_each_time(files, manifest, monkeypatch):
+    """The scan may do without what the hash stumbles over, such as a folder of the system."""
+
+    def unreadable(*_arguments):
+        raise PermissionError(13, "Permission denied")
+
+    path = manifest(row("twin.safetensors", **FACTS))
+    monkeypatch.setattr(fleet, "pack", unreadable)
+    first, second = (set(_names(read_manifest(path), ScanOptions())) for _ in range(2))
+    assert len(first) == 1 and not first & second
+
+
+def test_a_stranger_s_name_begins_no_row_of_the_table():
+    evil = "zero\r=cmd|' /C calc'!A0"
+    entry = {"model": "m.toml", "line": 2, "verdict": "suspicious", "suspect_names": [evil]}
+    table = list(csv.reader(io.StringIO(summary_csv([entry]), newline="")))
+    assert len(table) == 2 and len(table[1]) == len(table[0])
+    assert table[1][table[0].index("suspects")] == evil.replace("\r", "\\r")
 
 
 def test_the_nulls_that_a_record_is_judged_by_are_those_of_the_package():

@@ -12,6 +12,11 @@ import sys
 from bezoar.commands.exit_codes import OK, UNUSABLE
 from bezoar.errors import InputError
 
+OUT_OF_MEMORY = (
+    "there is not enough memory for this; give fewer images (--limit) or smaller ones "
+    "(--input-size), or run it where there is more (--device)"
+)
+
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the ``bezoar`` command; leaves with its exit code."""
@@ -34,13 +39,24 @@ def run(arguments: list[str] | None = None) -> int:
         reason = None  # nobody reads on
     except (InputError, OSError) as error:
         reason = str(error)
-    except Exception:
+    except Exception as error:
         import traceback
+
+        if _out_of_memory(error):
+            _end(OUT_OF_MEMORY)
+            return UNUSABLE
 
         reason = "that is a defect of bezoar and no verdict; please report it:\n"
         reason += traceback.format_exc().rstrip()
     _end(reason)
     return UNUSABLE
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory was short; torch has an exception of its own for a GPU's alone."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _obey(arguments: list[str]) -> int:

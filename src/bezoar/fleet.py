@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -219,8 +220,8 @@ def _names(rows: Sequence[Row], options: ScanOptions) -> dict[str, Row]:
     def key(path: str, pattern: str | None) -> str:
         try:
             return pack(Path(path), _forget, pattern).key
-        except OSError as error:  # the scan will say so, and leave no record
-            return str(error)
+        except OSError:  # what cannot be read whole is no ground to keep a record on
+            return secrets.token_hex()
 
     @functools.cache
     def imported(source: str) -> dict[str, str]:

@@ -159,6 +159,9 @@ def test_memory_beyond_the_limit_is_refused_to_the_task(local):
     )
     assert outcomes["small"].value == 50 << 20
     assert (outcomes["large"].kind, outcomes["large"].message) == ("error", "MemoryError")
+    boundless = structs.replace(executor, memory_limit=10 << 60)
+    beyond = run(task(functions.allocate, key="small", megabytes=50), executor=boundless)
+    assert beyond["small"].value == 50 << 20
 
 
 @BOTH
@@ -267,6 +270,7 @@ def test_bad_tasks_and_settings_are_refused_before_anything_runs():
         ({"workers": 1, "memory_limit": -1}, "memory_limit is -1"),
         ({"workers": 1, "gpus_per_task": -1}, "the share of a GPU is -1"),
         ({"workers": 1, "gpus_per_task": 1.5}, "the share of a GPU is 1.5"),
+        ({"workers": 1, "gpus_per_task": float("inf")}, "the share of a GPU is inf"),
     ):
         with pytest.raises(InputError, match=message):
             LocalExecutor(**settings)

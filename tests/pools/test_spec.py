@@ -72,6 +72,15 @@ def test_names_tell_what_differs_and_change_with_it():
         assert msgspec.structs.replace(job, **change).name != job.name
 
 
+@pytest.mark.parametrize("name", ["train_images", "test_images"])
+def test_no_image_is_not_all_of_them(name):
+    with pytest.raises(InputError, match=f"{name} is 0; expected at least 1"):
+        msgspec.structs.replace(spec(CLEAN), **{name: 0})
+    (job,) = (one.job for one in plan(spec(msgspec.structs.replace(CLEAN, seeds=(5,)))))
+    with pytest.raises(InputError, match=f"{name} is -5; expected at least 1"):
+        msgspec.structs.replace(job, **{name: -5})
+
+
 def test_crops_and_flips_follow_the_data():
     assert recipe_for("cifar10").flip and recipe_for("cifar10").crop_padding == 4
     assert not recipe_for("gtsrb").flip and not recipe_for("digits").flip

@@ -16,9 +16,11 @@ from bezoar.commands.evaluate import Evaluate
 from bezoar.commands.generator import GeneratorShow, GeneratorTrain
 from bezoar.commands.inspect import Inspect
 from bezoar.commands.lists import Attacks, Methods
+from bezoar.commands.options import Common
 from bezoar.commands.scan import Scan
 from bezoar.commands.sift import Sift
 from bezoar.commands.synthesize import Synthesize
+from bezoar.errors import InputError
 
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -37,6 +39,7 @@ Command = (
     | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[Attacks, tyro.conf.subcommand("attacks")]
 )
+LARGEST_SEED = 2**62  # further draws add to it
 _OF_TWO_WORDS = {
     ("attack", "pool"),
     ("bench", "run"),
@@ -52,12 +55,13 @@ def parse(arguments: list[str]) -> Command:
     Raises:
         SystemExit: help was asked for and is on the screen, or what is wrong with the arguments.
         OSError: it could not be shown there.
+        InputError: the seed is out of range.
     """
     if tuple(arguments[:2]) in _OF_TWO_WORDS:
         arguments = [" ".join(arguments[:2]), *arguments[2:]]
     _colour_the_help(not os.environ.get("NO_COLOR"))
     try:
-        return tyro.cli(
+        command = tyro.cli(
             Command,
             prog="bezoar",
             description="Find the backdoor in an image classifier, remove it, show the evidence.",
@@ -67,6 +71,9 @@ def parse(arguments: list[str]) -> Command:
     except SystemExit:
         sys.stdout.flush()  # what nobody takes shows here, and not when the interpreter ends
         raise
+    if isinstance(command, Common) and not 0 <= command.seed <= LARGEST_SEED:
+        raise InputError(f"--seed is {command.seed}; expected a number from 0 to {LARGEST_SEED}")
+    return command
 
 
 def _colour_the_help(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Sequence
 
@@ -39,7 +40,7 @@ def check_share(share: float) -> None:
     Raises:
         InputError: it is negative, or more than one and not whole.
     """
-    if not share >= 0 or (share > 1 and share != int(share)):
+    if not 0 <= share < math.inf or (share > 1 and share != int(share)):
         raise InputError(
             f"the share of a GPU is {share:g} (--gpus, or gpus_per_task); expected a share up to "
             "1, or a whole number"

@@ -188,6 +188,5 @@ def _limit_memory(limit: int) -> None:
     import resource
 
     _, highest = resource.getrlimit(resource.RLIMIT_DATA)
-    if highest != resource.RLIM_INFINITY:
-        limit = min(limit, highest)
+    limit = min(limit, sys.maxsize if highest == resource.RLIM_INFINITY else highest)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, highest))

@@ -82,6 +82,9 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     test_images: int | None = None
     precision: Literal["float16", "float32"] = "float32"
 
+    def __post_init__(self) -> None:
+        _check_counts(self)
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model to make; what the name of its folder is a hash of.
@@ -109,6 +112,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     train_images: int | None = None
     test_images: int | None = None
     precision: Literal["float16", "float32"] = "float32"
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
 
     @property
     def name(self) -> str:
@@ -220,6 +226,13 @@ def recipe_for(data: str, *changes: dict[str, Any]) -> Recipe:
         return msgspec.convert(values, Recipe)
     except msgspec.ValidationError as error:
         raise InputError(f"the recipe: {error}") from None
+
+
+def _check_counts(made: PoolSpec | Job) -> None:
+    for name in ("train_images", "test_images"):
+        count = getattr(made, name)
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}; expected at least 1")
 
 
 def _expand(grid: Grid, spec: PoolSpec) -> list[Job]:
