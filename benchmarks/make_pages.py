@@ -65,6 +65,7 @@ def wanted(root: Path) -> dict[Path, str]:
     """File → what it has to hold."""
     docs = root / "docs"
     runs: Runs = grid_summary(root / "benchmarks" / "grid.toml")["runs"]
+    both: Runs = [*runs, *grid_summary(root / "benchmarks" / "grid_development.toml")["runs"]]
     pool = open_pool(root / "benchmarks" / "pool")
     results = {
         file.name: json.loads(file.read_text(encoding="utf-8"))
@@ -81,7 +82,7 @@ def wanted(root: Path) -> dict[Path, str]:
         pages[file] = "\n\n".join(filter(None, [head, text, tail])) + "\n"
     for one in own_attacks:
         entries = [entry for entry in pool.entries if entry.attack == one.name]
-        pages[docs / "attacks" / f"{one.name}.md"] = attack_page(one, runs, entries, results)
+        pages[docs / "attacks" / f"{one.name}.md"] = attack_page(one, both, entries, results)
     return pages | {
         file: change(file.read_text(encoding="utf-8"))
         for file, change in {

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from page_tables import NONE, markdown
 
-_ENTRY = re.compile(r"^    ([\w, ]+): ")
+_ENTRY = re.compile(r"^    (\w[\w, ]*): ")
 
 
 def settings_table(default: msgspec.Struct, published: msgspec.Struct | None) -> str:

@@ -148,13 +148,18 @@ def _linked(title: str) -> str:
     return f"[{title}](../measured.md#{re.sub('[ -]+', '-', anchor)})"
 
 
+_BOARDS = {"held-out": "../leaderboard.md", "development": "../leaderboard_development.md"}
+
+
 def _against(name: str, runs: Runs) -> str:
     there = [run for run in runs if run["attack"] == name and run["status"] == "backdoored"]
     parts = []
     for half in dict.fromkeys(run["half"] for run in there):
         table = by_method([run for run in there if run["half"] == half])
-        parts += [f"On {half} models, in percent:", table]
-    none = "No model with it is in the grid of [the leaderboard](../leaderboard.md)."
+        parts += [f"On {half} models ([the leaderboard]({_BOARDS[half]})), in percent:", table]
+        if half == "development":
+            parts.append("The settings of our own methods were chosen on development models.")
+    none = "No model with it is in the grids of [the leaderboards](../leaderboard.md)."
     return "\n\n".join(parts) or none
 
 

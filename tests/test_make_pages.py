@@ -70,6 +70,24 @@ def test_every_setting_of_every_method_has_a_sentence(script, name):
         published = None
     table = script("page_settings").settings_table(kind(), published)  # a KeyError names it
     assert "|  |" not in table
+    for line in table.splitlines()[2:]:
+        assert line.endswith(("here |", ". |", ".) |", "`) |")), f"cut off: {line}"
+
+
+def test_a_second_line_that_reads_like_an_entry_is_none(script):
+    class Cut(msgspec.Struct):
+        """Two lines.
+
+        Attributes:
+            first: it is compared with the median length of the
+                other classes: the target as well.
+        """
+
+        first: int = 1
+
+    assert script("page_settings").meanings(Cut) == {
+        "first": "it is compared with the median length of the other classes: the target as well."
+    }
 
 
 def run(attack, model, *, seed=0, state="done", label="rnp", role="method", **scores):
