@@ -1,5 +1,6 @@
 """Several repairs are tried and the best one is kept, judged without the true trigger."""
 
+import copy
 import dataclasses
 from typing import ClassVar
 
@@ -34,7 +35,10 @@ from bezoar.surviving import Survival, Survivors
 from bezoar.training import Recipe
 from bezoar.trying import ENOUGH, STANDS_OUT, Unlearning, Weighed, plan_for, try_repairs
 
-pytestmark = pytest.mark.usefixtures("thorough_judges")
+pytestmark = [
+    pytest.mark.usefixtures("thorough_judges"),
+    pytest.mark.xdist_group("trying"),  # one process recovers the triggers that tests share
+]
 
 SHORT = Recipe(epochs=1, learning_rate=1e-3)
 
@@ -64,12 +68,25 @@ class Ends(Gives, frozen=True, kw_only=True):
 GIFTS = {}
 
 
-@pytest.fixture
-def bench(digits, monkeypatch):
+@pytest.fixture(scope="module")
+def patched(digits, thorough_judges):
+    """Survivors of the true patch."""
     known, held_out = digits.clean.split(0.8, seed=0)
-    survivors = Survivors(
-        digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
-    )
+    found = evidence(Patch(digits.attack))
+    return Survivors(digits.planted, [found], [4], known, held_out, seed=0)
+
+
+@pytest.fixture(scope="module")
+def bare(digits, thorough_judges):
+    """Survivors of a suspicion without a trigger."""
+    known, held_out = digits.clean.split(0.8, seed=0)
+    return Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
+
+
+@pytest.fixture
+def bench(digits, patched, monkeypatch):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    survivors = copy.copy(patched)
     monkeypatch.setattr(Survivors, "_fresh", lambda _self, _repaired: {4: 1.0})
     monkeypatch.setattr(Survivors, "_exposed", lambda _self, _repaired: {4: 1.0})
     monkeypatch.setattr(how_far, "SHARES", (1.0,))  # tests/test_how_far.py walks
@@ -406,29 +423,25 @@ def test_triggers_are_tried_on_shifted_images_too(digits):
     assert not torch.equal(plain, shifted) and plain.shape == shifted.shape
 
 
-def test_what_goes_to_the_class_without_a_trigger_is_not_carried(digits):
-    known, held_out = digits.clean.split(0.8, seed=0)
-    survivors = Survivors(
-        digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
-    )
-    (trigger,) = survivors.triggers
-    assert survivors.carried(digits.planted, trigger) >= 0.95
+def test_what_goes_to_the_class_without_a_trigger_is_not_carried(digits, patched):
+    (trigger,) = patched.triggers
+    assert patched.carried(digits.planted, trigger) >= 0.95
     leaning = digits.planted.copy()
     with torch.no_grad():
         leaning.network.fc.bias[4] += 8.0
-    images = survivors.pixels[survivors._answers != 4]
+    images = patched.pixels[patched._answers != 4]
     with leaning.evaluating():
         anyway = float((predicted(leaning, images) == 4).float().mean())
         stamped = float((predicted(leaning, trigger.stamp(images)) == 4).float().mean())
     assert 0.05 < anyway < 0.9 <= stamped
-    moved = survivors._shifted(survivors.pixels)[survivors._answers != 4]
+    moved = patched._shifted(patched.pixels)[patched._answers != 4]
     with leaning.evaluating():
         anyway_moved = float((predicted(leaning, moved) == 4).float().mean())
     least = stamped - max(anyway, anyway_moved)
-    assert least - 1e-6 <= survivors.carried(leaning, trigger) <= 1 - min(anyway, anyway_moved)
+    assert least - 1e-6 <= patched.carried(leaning, trigger) <= 1 - min(anyway, anyway_moved)
     with torch.no_grad():
         leaning.network.fc.bias[4] += 1000.0
-    assert survivors.carried(leaning, trigger) == 0, "accuracy tells what such a repair is worth"
+    assert patched.carried(leaning, trigger) == 0, "accuracy tells what such a repair is worth"
 
 
 def test_triggers_that_no_repair_was_shown_judge_beside_the_scan_s(digits):
@@ -463,58 +476,46 @@ def test_an_unusual_smooth_pattern_is_unlearned_and_another_one_judges(digits, m
     assert "smooth pattern" not in {t.witness for t in usual.judging}
 
 
-def test_without_a_recovered_trigger_a_patch_is_inverted(digits):
-    known, held_out = digits.clean.split(0.8, seed=0)
-    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
-    (patch,) = survivors.triggers
+def test_without_a_recovered_trigger_a_patch_is_inverted(digits, bare):
+    (patch,) = bare.triggers
     assert (patch.witness, patch.target) == ("neural-cleanse", 4)
-    assert survivors.carried(digits.planted, patch) >= 0.9
+    assert bare.carried(digits.planted, patch) >= 0.9
 
 
-def test_a_backdoor_that_comes_back_with_tuning_is_told(digits):
+def test_a_backdoor_that_comes_back_with_tuning_is_told(digits, patched):
     """Planted again by poisoned tuning images: the probe must be able to see it return."""
-    known, held_out = digits.clean.split(0.8, seed=0)
-    survivors = Survivors(
-        digits.planted, [evidence(Patch(digits.attack))], [4], known, held_out, seed=0
-    )
-    left = survivors.after(digits.twin)
-    safe = retuning_probe(digits.twin, known, survivors, left, seed=0)
+    left = patched.after(digits.twin)
+    safe = retuning_probe(digits.twin, patched.known, patched, left, seed=0)
     assert not safe.returned and safe.before <= 0.1
     assert "does not bring it back" in safe.sentence
     poisoned = digits.attack.poison(digits.train, 0.2, seed=0).images
-    bad = retuning_probe(digits.twin, poisoned, survivors, left, seed=0)
+    bad = retuning_probe(digits.twin, poisoned, patched, left, seed=0)
     assert bad.returned and bad.after >= 0.3 and "brings it back" in bad.sentence
 
 
-def test_an_audit_tells_the_backdoor_from_its_absence_and_a_ruin_says_nothing(digits):
-    known, held_out = digits.clean.split(0.8, seed=0)
-    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
+def test_an_audit_tells_the_backdoor_from_its_absence_and_a_ruin_says_nothing(digits, bare):
     nothing = Survival({}, {})
-    assert survivors.expose(digits.planted, nothing).re_exposed
-    assert survivors.expose(digits.twin, nothing).exposed[4] > 0.05
+    assert bare.expose(digits.planted, nothing).re_exposed
+    assert bare.expose(digits.twin, nothing).exposed[4] > 0.05
     ruined = digits.planted.copy()
     with torch.no_grad():
         ruined.network.fc.weight.fill_(float("nan"))
-    assert survivors.expose(ruined, nothing).exposed == {}
-    assert survivors.after(digits.planted).re_exposed
+    assert bare.expose(ruined, nothing).exposed == {}
+    assert bare.after(digits.planted).re_exposed
 
 
-def test_where_an_audit_can_say_nothing_none_is_made(digits, monkeypatch):
+def test_where_an_audit_can_say_nothing_none_is_made(digits, monkeypatch, bare):
     """Of networks without batch norms too few were measured for a small p-value."""
-    known, held_out = digits.clean.split(0.8, seed=0)
-    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
     monkeypatch.setattr(rnp_exposure, "has_batch_norm", lambda _network: False)
     monkeypatch.setattr(RNP, "inspect", None)  # a call would fail
-    assert survivors.expose(digits.planted, Survival({}, {})).exposed == {}
+    assert bare.expose(digits.planted, Survival({}, {})).exposed == {}
 
 
-def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits):
-    known, held_out = digits.clean.split(0.8, seed=0)
-    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
+def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits, bare):
     ruined = digits.planted.copy()
     with torch.no_grad():
         ruined.network.fc.weight.fill_(float("nan"))
-    survival = survivors.look(ruined, Survival({}, {}, looked=False))
+    survival = bare.look(ruined, Survival({}, {}, looked=False))
     assert not survival.looked and not survival.removed and survival.worst == 0
     untried = Probe(0.0, None)
     assert not signs_of_backdoor(stands_out=None, re_exposed=False, probe=untried, worst=0.0)
@@ -534,14 +535,12 @@ def test_triggers_of_one_name_count_with_the_larger_share(digits, monkeypatch):
     assert survivors.left(digits.planted).worst == 0.9
 
 
-def test_a_probe_that_cannot_be_made_does_not_cost_the_repair(digits, monkeypatch):
+def test_a_probe_that_cannot_be_made_does_not_cost_the_repair(digits, monkeypatch, bare):
     def diverges(*_arguments, **_options):
         raise InputError("it diverged")
 
     monkeypatch.setattr(aftercare, "fit", diverges)
-    known, held_out = digits.clean.split(0.8, seed=0)
-    survivors = Survivors(digits.planted, [evidence(None)], [4], known, held_out, seed=0)
-    probe = retuning_probe(digits.twin, known, survivors, Survival({"a": 0.2}, {}), seed=0)
+    probe = retuning_probe(digits.twin, bare.known, bare, Survival({"a": 0.2}, {}), seed=0)
     assert probe.returned is None and "could not be tried: it diverged" in probe.sentence
 
 
