@@ -111,6 +111,42 @@ def test_16_bit_big_endian_tiff_is_scaled():
     assert np.array_equal(read(encoded(image, "TIFF"), channels=1)[0], np.rint(WIDE / 257))
 
 
+def grey_tiff(bits, photometric, data):
+    """A greyscale TIFF of SIZE, uncompressed, in one strip."""
+    height, width = SIZE
+    tags = (
+        *((256, width), (257, height), (258, bits), (259, 1), (262, photometric)),
+        *((273, None), (277, 1), (278, height), (279, len(data))),
+    )
+    begins = 8 + 2 + 12 * len(tags) + 4
+    entries = [
+        struct.pack("<HHII", tag, 4, 1, begins if value is None else value) for tag, value in tags
+    ]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    return head + b"".join(entries) + struct.pack("<I", 0) + data
+
+
+def test_of_12_bits_the_largest_number_is_white():
+    values = np.array([0, 8, 9, 2048, 4095, 16, 4000, 1] * 6)
+    pairs = values.reshape(-1, 2)  # two numbers in three bytes
+    packed = np.stack(
+        [pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1
+    )
+    found = read(grey_tiff(12, 1, packed.astype(np.uint8).tobytes()), channels=1)[0]
+    assert np.array_equal(found, np.rint(values / 4095 * 255).reshape(SIZE))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_may_say_that_white_is_zero(bits):
+    values = WIDE if bits == 16 else (WIDE >> 8)
+    data = values.astype("<u2" if bits == 16 else "u1").tobytes()
+    assert np.array_equal(
+        read(grey_tiff(bits, 0, data), channels=1)[0],
+        255 - read(grey_tiff(bits, 1, data), channels=1)[0],
+    )
+    assert int(read(grey_tiff(bits, 0, bytes(len(data))), channels=1).min()) == 255
+
+
 @pytest.mark.parametrize(("color_type", "samples"), [(2, 3), (6, 4), (4, 2)])
 def test_16_bit_colour_and_alpha_png(color_type, samples):
     data = wide_png(color_type, np.full((6, 8, samples), 100 * 257, np.uint16))

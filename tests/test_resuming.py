@@ -76,8 +76,32 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, epochs, with_
     assert started == list(range(epochs, 4)), "finished epochs are not done again"
     assert same(state(whole), state(other))
     assert history.loss == expected.loss
-    assert not file.exists(), "a finished training leaves no checkpoint"
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [file], "it goes when what was trained is safe"
+    started.clear()
+    late = classifier(seed=8, dropout=0.2)
+    fit(late, bars(), LONG, seed=3, hook=hook(), checkpoint=file, before_epoch=started.append)
+    assert started == [] and same(state(whole), state(late)), "nothing is trained again"
+
+
+class Stamps(BatchHook):
+    """Poisons what it is given, as some attacks do; the images stay the same."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def facts(self):
+        return {"target": self.target}
+
+
+def test_the_checkpoint_of_another_attack_is_refused(tmp_path):
+    file = tmp_path / "checkpoint"
+    with pytest.raises(Stopped):
+        fit(
+            classifier(), bars(), LONG, seed=3, hook=Stamps(0), checkpoint=file,
+            before_epoch=stop_after(1),
+        )  # fmt: skip
+    with pytest.raises(InputError, match="belongs to a training with other images, network, att"):
+        fit(classifier(), bars(), LONG, seed=3, hook=Stamps(3), checkpoint=file)
 
 
 def interrupted(file, recipe=LONG):

@@ -33,6 +33,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -156,8 +158,16 @@ def _converted(image: Image.Image, channels: int, name: str) -> Image.Image:
 
 
 def _from_wide_integers(image: Image.Image, name: str) -> Image.Image:
-    """16-bit greyscale to 8 bits: 0..65535 becomes 0..255, rounded."""
+    """16-bit greyscale to 8 bits: 0..65535 becomes 0..255, rounded.
+
+    Of a TIFF of 9 to 15 bits white is less, and it may say that white is 0; Pillow minds neither.
+    """
     values = np.asarray(image).astype(np.int64)
+    tags = getattr(image, "tag_v2", {}) if image.mode.startswith("I;16") else {}
+    bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    white = 2**bits - 1 if 8 < bits < 16 else 65535
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = white - values
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise InputError(
@@ -169,7 +179,7 @@ def _from_wide_integers(image: Image.Image, name: str) -> Image.Image:
             f"{name} holds 32-bit whole numbers up to {high}, and it does not say whether white is "
             "255 or 65535; expected 8-bit or 16-bit pixels; save it as PNG"
         )
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return Image.fromarray(((255 * values + white // 2) // white).astype(np.uint8))
 
 
 def _from_floats(image: Image.Image, name: str) -> Image.Image:

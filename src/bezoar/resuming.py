@@ -146,8 +146,8 @@ class Checkpoint:
             ) from error
         if fingerprint != self.fingerprint:
             raise InputError(
-                f"the checkpoint {path} belongs to a training with other images, network, recipe "
-                "or seed; delete it or give another name"
+                f"the checkpoint {path} belongs to a training with other images, network, attack, "
+                "recipe or seed; delete it or give another name"
             )
         self.state.load_state_dict(state)
 
@@ -158,11 +158,6 @@ class Checkpoint:
             content = {"fingerprint": self.fingerprint, "state": self.state.state_dict()}
             torch.save(content, buffer)
             write_bytes(self.path, buffer.getvalue())
-
-    def remove(self) -> None:
-        """The training is finished."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def _floats(network: nn.Module) -> dict[str, Tensor]:

@@ -73,6 +73,10 @@ class BatchHook:
     def after_backward(self) -> None:
         """Called when the gradients are there and the network has made its step."""
 
+    def facts(self) -> dict[str, Any]:
+        """Settings of its own that tell this training from others, JSON-able."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs of this hook: tensors and plain values."""
         return {}
@@ -113,8 +117,9 @@ def fit(
         before_epoch: called with the number of the epoch, from 0, before it begins.
         rate: how the learning rate goes up and down, in the place of the recipe's schedule.
         hook: what else happens in each step.
-        checkpoint: a file that is renewed after each epoch and removed at the end. Where it is
-            there at the start, training goes on from it and ends as if it had not been interrupted.
+        checkpoint: a file that is renewed after each epoch. Where it is there at the start,
+            training goes on from it and ends as if it had not been interrupted. It stays at the
+            end: the caller removes it once what was trained is safe.
         progress: called after each epoch.
         what: the name of this work for ``progress``.
 
@@ -152,7 +157,8 @@ def fit(
         _compiled(network, recipe.compile),
     ):
         run = TrainingState(network, optimizer, generator, hook, recipe.ema)
-        saved = Checkpoint(checkpoint, run, images, {"recipe": recipe, "seed": seed, "what": what})
+        facts = {"recipe": recipe, "seed": seed, "what": what, **hook.facts()}
+        saved = Checkpoint(checkpoint, run, images, facts)
         for epoch in range(run.epochs, recipe.epochs):
             started = time.perf_counter()
             if before_epoch is not None:
@@ -206,7 +212,6 @@ def fit(
     network.eval()
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
         raise _diverged(what, "the weights are not finite numbers after the last epoch", recipe)
-    saved.remove()
     return run.history
 
 

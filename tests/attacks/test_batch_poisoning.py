@@ -90,6 +90,9 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been_interrupted(tmp_path
             fresh("digits", width=8), train, 0.1, SHORT, seed=0, checkpoint=saved, progress=stop
         )
     assert saved.exists()
+    for other, rate in ((msgspec.structs.replace(attack, target=3), 0.1), (attack, 0.2)):
+        with pytest.raises(InputError, match="belongs to a training with other"):
+            other.plant(fresh("digits", width=8), train, rate, SHORT, seed=0, checkpoint=saved)
     resumed = fresh("digits", width=8)
     rest = attack.plant(resumed, train, 0.1, SHORT, seed=0, checkpoint=saved)
     for one, other in zip(

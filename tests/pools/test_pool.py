@@ -13,7 +13,7 @@ from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.executors import LocalExecutor, make_executor
 from bezoar.pools import make_model, make_pool, open_pool, plan, read_spec
-from bezoar.pools.making import status_of
+from bezoar.pools.making import open_images, read_record, status_of
 
 pytestmark = pytest.mark.xdist_group("pool")  # one process makes its fixtures
 
@@ -109,6 +109,50 @@ def test_a_finished_pool_is_left_alone(pool, spec):
     before = stamps(pool.folder)
     again = make_pool(spec, pool.folder, LocalExecutor(workers=1))
     assert stamps(pool.folder) == before and again.entries == pool.entries
+
+
+def test_a_pool_of_other_images_is_not_taken_for_this_one(pool, spec, monkeypatch):
+    import bezoar.pools.run as run
+
+    def renewed(job):
+        train, test = open_images(job)
+        return train, test.subset(torch.arange(len(test)).flip(0))
+
+    monkeypatch.setattr(run, "open_images", renewed)
+    before = stamps(pool.folder)
+    with pytest.raises(InputError, match="its test images have changed since it was made"):
+        make_pool(spec, pool.folder, LocalExecutor(workers=1))
+    assert stamps(pool.folder) == before
+
+
+def test_a_stop_after_the_training_does_not_cost_it(tmp_path, spec):
+    job, out, checkpoint = plan(spec)[0].job, tmp_path / "m", tmp_path / "checkpoint"
+    heard = []
+
+    def stop(what, share):
+        heard.append(what)
+        if what == "measuring":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_model(job, out, checkpoint=checkpoint, progress=stop)
+    assert list(tmp_path.glob("[.m]*")) == [] and checkpoint.exists()
+    trained = heard.count("training")
+    heard.clear()
+    make_model(job, out, checkpoint=checkpoint, progress=lambda what, _share: heard.append(what))
+    assert trained == 8 and "training" not in heard
+    assert (out / "record.json").is_file() and not checkpoint.exists()
+
+
+def test_a_model_that_another_process_made_meanwhile_is_taken(tmp_path, spec):
+    job, out = plan(spec)[0].job, tmp_path / "m"
+
+    def faster(what, _share):
+        if what == "measuring":
+            make_model(job, out, progress=lambda *_: None)
+
+    record = make_model(job, out, progress=faster)
+    assert record == read_record(out) and list(tmp_path.glob(".*")) == []
 
 
 def test_a_killed_pool_loses_only_the_model_in_work(tmp_path, spec):

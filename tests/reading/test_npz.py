@@ -171,6 +171,16 @@ def test_names_as_labels(tmp_path):
     assert ImageSet.open(path, classes=["c", "b", "a"]).labels.tolist() == [1, 2, 1, 0, 2]
 
 
+def test_labels_that_are_numbers_written_as_text_are_these_numbers(tmp_path):
+    path = save(tmp_path, images=NCHW, labels=np.array(["2", "10", "0", "1", "2"]))
+    images = ImageSet.open(path)
+    assert images.labels.tolist() == [2, 10, 0, 1, 2] and images.classes is None
+    named = ImageSet.open(path, classes=["10", "2", "1", "0"])
+    assert named.labels.tolist() == [1, 0, 3, 2, 1], "names where names are given"
+    path = save(tmp_path, images=NCHW, labels=np.array(["02", "10", "00", "01", "02"]))
+    assert ImageSet.open(path).classes == ("00", "01", "02", "10")
+
+
 def test_channels_and_size_are_converted_as_for_files(tmp_path):
     path = save(tmp_path, images=NCHW)
     assert ImageSet.open(path, channels=1).shape == (1, 6, 7)

@@ -71,6 +71,16 @@ def test_paths_are_relative_to_the_parquet_file(tmp_path):
     assert np.array_equal(pixels_of(ImageSet.open(path)), PIXELS[:1])
 
 
+@pytest.mark.parametrize("inner", ["../secret.png", "in/../../secret.png", "{root}/secret.png"])
+def test_a_path_leads_to_nothing_else_of_the_machine(tmp_path, inner):
+    """A report would show a stranger's data set the user's own pictures."""
+    (tmp_path / "secret.png").write_bytes(CELLS[0]["bytes"])
+    (tmp_path / "data" / "in").mkdir(parents=True)
+    cell = {"bytes": None, "path": inner.format(root=tmp_path)}
+    with pytest.raises(InputError, match="does not lie beside the data"):
+        ImageSet.open(write(tmp_path / "data" / "a.parquet", [cell]))
+
+
 @pytest.mark.parametrize(
     "labels", [None, [-1] * 6, pa.array([None] * 6, pa.int64()), pa.array([None] * 6, pa.string())]
 )

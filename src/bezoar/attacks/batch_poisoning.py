@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bezoar.attacks.attack import Attack, Mode, Planted
+from bezoar.attacks.spelling import configuration
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
 from bezoar.networks.generators import rebuilt, weights
@@ -93,6 +94,10 @@ class BatchPoisoning(BatchHook):
                     images[where], labels[where], generator, cover=cover
                 )
         return stamped, self.relabelled(labels, poisoned)
+
+    def facts(self) -> dict[str, Any]:
+        """The attack and the rate: the images, which tell other trainings apart, stay clean."""
+        return {"attack": configuration(self.attack), "rate": self.rate}
 
     def relabelled(self, labels: Tensor, where: Tensor) -> Tensor:
         """The labels with the attacker's at these positions."""

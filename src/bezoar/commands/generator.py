@@ -83,6 +83,7 @@ class GeneratorTrain(Common):
         settings, device = self._settings(), resolve_device(self.device)
         for side in self.size:
             plan(side)
+        unfinished = self.out.with_name(f".{self.out.name}.checkpoint")
         with progress_bar(self.silent) as progress:
             images = self._open(progress)
             generator = _train(
@@ -91,12 +92,13 @@ class GeneratorTrain(Common):
                 seed=self.seed,
                 device=device,
                 progress=progress,
-                resume=self.out.with_name(f".{self.out.name}.checkpoint"),
+                resume=unfinished,
             )
         origin = {**generator.origin, "command": command_line()}
         origin["images"] = {**origin["images"], "source": self.images}
         generator = dataclasses.replace(generator, origin=origin)
         write_generator(generator, self.out)
+        unfinished.unlink(missing_ok=True)
         write_bytes(sheet, sample_sheet(generator, seed=self.seed))
         record = _record(generator, self.out, sheet) | {"notices": list(images.notices)}
         if not self.silent:

@@ -139,9 +139,9 @@ def train_generator(
         seed: of weights and draws.
         device: where to train; the CPU by default.
         progress: called after each step, with the mean losses of the last fiftieth.
-        resume: a file that is renewed every hundred steps or more and removed at the end. Where
-            it is there at the start, training goes on from it and ends as if it had not been
-            interrupted.
+        resume: a file that is renewed every hundred steps or more. Where it is there at the
+            start, training goes on from it and ends as if it had not been interrupted. The caller
+            removes it once the generator is safe.
 
     Returns:
         The generator with its critic; ``origin`` holds settings, images, seed, losses (means of
@@ -212,11 +212,9 @@ def train_generator(
         "losses": curves.means,
         "seconds": run.history.seconds,
     }
-    result = PublicGenerator(
+    return PublicGenerator(
         network, settings.latent, public.shape, judge.settled(), apart=True, origin=origin
     )
-    saved.remove()
-    return result
 
 
 def _recalibrate(network: nn.Module, made: Callable[[], Tensor]) -> None:

@@ -134,9 +134,7 @@ def train_autoencoder(
         "losses": curves.means,
         "seconds": run.history.seconds,
     }
-    result = PublicGenerator(decoder, settings.latent, public.shape, apart=True, origin=origin)
-    saved.remove()
-    return result
+    return PublicGenerator(decoder, settings.latent, public.shape, apart=True, origin=origin)
 
 
 def divergence_from_normal(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from bezoar.intake import load_model
 from bezoar.intake.describing import write_description
 from bezoar.metrics import accuracy
 from bezoar.networks.architectures import build_network
+from bezoar.pools.part import part_of
 from bezoar.pools.picture import picture_of
 from bezoar.pools.spec import Job
 from bezoar.records import write_bytes, write_json
@@ -68,7 +68,8 @@ def make_model(
         out: the model's folder; its parent must exist.
         twin: folder of the clean twin: for its ASR, and as the surrogate of attacks that need one.
         device: where to compute; by default the accelerator, else the CPU.
-        checkpoint: a file from which an interrupted training goes on.
+        checkpoint: a file from which an interrupted training goes on; removed once the model is
+            there.
         picture: also write a picture of stamped images.
         progress: called while it works; by default the executor's.
 
@@ -81,10 +82,9 @@ def make_model(
     out = Path(out)
     if isinstance(job, dict):
         job = msgspec.convert(job, Job)
-    if (out / RECORD).is_file() and "job" in (record := read_record(out)):
-        if msgspec.convert(record["job"], Job) != job:
-            raise InputError(f"{out} holds a model that was made otherwise; give another folder")
-        return record
+    resume = None if checkpoint is None else Path(checkpoint)
+    if (there := _made(job, out, resume)) is not None:
+        return there
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there and is no model; give the name of a new folder")
     if not os.access(out.parent, os.W_OK):
@@ -95,10 +95,6 @@ def make_model(
     train, test = open_images(job)
     clean_twin = None if twin is None else load_model(Path(twin) / MODEL, device=where).classifier
     classifier = fresh_classifier(job, train, where)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # what a killed process left
-
-    resume = None if checkpoint is None else Path(checkpoint)
     planting: dict[str, Any] = {}
     if attack is None:
         history = fit(
@@ -122,43 +118,62 @@ def make_model(
             "notes": list(planted.notes),
         }
     before = measure(classifier, test, attack)
-    part.mkdir()
-    _write(part, job, classifier, attack, train)
-    progress("measuring", 0.0)
-    loaded = load_model(part / MODEL, device=where).classifier
-    if attack is not None:
-        attack = load_attack(part / TRIGGER)
-    scores = measure(loaded, test, attack)
-    twin_scores = None
-    if clean_twin is not None and attack is not None:
-        twin_scores = measure(clean_twin, test, attack)
-    record = {
-        "kind": "model",
-        "name": out.name,
-        "job": msgspec.to_builtins(job),
-        "status": status_of(scores, twin_scores),
-        "scores": scores,
-        "before rounding": before,
-        "clean twin": twin_scores and {"name": Path(twin or "").name, **twin_scores},
-        "planting": planting,
-        "training": msgspec.to_builtins(history),
-        "images": {
-            "train": len(train),
-            "train sha256": train.sha256(),
-            "test": len(test),
-            "test sha256": test.sha256(),
-            "notices": list(dict.fromkeys((*train.notices, *test.notices))),
-        },
-        "versions": {"torch": torch.__version__},
-        "seconds": {"training": history.seconds, "total": time.perf_counter() - started},
-    }
-    if picture and attack is not None:
-        write_bytes(part / PICTURE, picture_of(attack, test))
-    write_json(part / RECORD, record)
-    try:
-        part.replace(out)
-    except OSError as error:
-        raise InputError(f"the folder {out} cannot be written: {error.strerror}") from error
+    with part_of(out) as part:
+        _write(part, job, classifier, attack, train)
+        progress("measuring", 0.0)
+        loaded = load_model(part / MODEL, device=where).classifier
+        if attack is not None:
+            attack = load_attack(part / TRIGGER)
+        scores = measure(loaded, test, attack)
+        twin_scores = None
+        if clean_twin is not None and attack is not None:
+            twin_scores = measure(clean_twin, test, attack)
+        record = {
+            "kind": "model",
+            "name": out.name,
+            "job": msgspec.to_builtins(job),
+            "status": status_of(scores, twin_scores),
+            "scores": scores,
+            "before rounding": before,
+            "clean twin": twin_scores and {"name": Path(twin or "").name, **twin_scores},
+            "planting": planting,
+            "training": msgspec.to_builtins(history),
+            "images": {
+                "train": len(train),
+                "train sha256": train.sha256(),
+                "test": len(test),
+                "test sha256": test.sha256(),
+                "notices": list(dict.fromkeys((*train.notices, *test.notices))),
+            },
+            "versions": {"torch": torch.__version__},
+            "seconds": {"training": history.seconds, "total": time.perf_counter() - started},
+        }
+        if picture and attack is not None:
+            write_bytes(part / PICTURE, picture_of(attack, test))
+        write_json(part / RECORD, record)
+        try:
+            part.replace(out)
+        except OSError as error:
+            if (there := _made(job, out, resume)) is not None:  # another process was faster
+                return there
+            raise InputError(f"the folder {out} cannot be written: {error.strerror}") from error
+    if resume is not None:
+        resume.unlink(missing_ok=True)
+    return record
+
+
+def _made(job: Job, out: Path, checkpoint: Path | None) -> dict[str, Any] | None:
+    """The record of the model in ``out``; None where there is none.
+
+    Raises:
+        InputError: it was made otherwise.
+    """
+    if not (out / RECORD).is_file() or "job" not in (record := read_record(out)):
+        return None
+    if msgspec.convert(record["job"], Job) != job:
+        raise InputError(f"{out} holds a model that was made otherwise; give another folder")
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return record
 
 

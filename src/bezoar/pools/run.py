@@ -13,7 +13,13 @@ from bezoar.errors import InputError
 from bezoar.executors import Done, Executor, Task
 from bezoar.images import ImageSet
 from bezoar.pools.index import Pool, write_index
-from bezoar.pools.making import RECORD, fresh_classifier, make_model, open_images
+from bezoar.pools.making import (
+    RECORD,
+    fresh_classifier,
+    make_model,
+    open_images,
+    read_record,
+)
 from bezoar.pools.spec import Planned, PoolSpec, plan
 from bezoar.records import make_folder
 
@@ -48,8 +54,8 @@ def make_pool(
         InputError: the plan cannot work: checked on the images before the first training.
     """
     planned = plan(spec)
-    _check(planned)
     out = Path(out).resolve()
+    _check(planned, out)
     make_folder(out)
     failed: dict[str, str] = {}
     pool = write_index(out, planned, failed)
@@ -81,17 +87,17 @@ def make_pool(
     return write_index(out, planned, failed)
 
 
-def _check(planned: tuple[Planned, ...]) -> None:
+def _check(planned: tuple[Planned, ...], out: Path) -> None:
     """What cannot work is said before the first training, on the images and networks themselves."""
-    opened: dict[tuple[str, int | None, int | None], ImageSet] = {}
+    opened: dict[tuple[str, int | None, int | None], tuple[ImageSet, ImageSet]] = {}
     built: list[tuple[str, dict[str, Any]]] = []
     for one in planned:
         job, attack = one.job, one.job.attack_or_none()
         key = (job.data, job.train_images, job.test_images)
         try:
             if key not in opened:
-                opened[key] = open_images(job)[0]
-            train = opened[key]
+                opened[key] = open_images(job)
+            train, test = opened[key]
             train.require_labels("training")
             if (job.network, job.arguments) not in built:
                 fresh_classifier(job, train, torch.device("cpu"))
@@ -100,5 +106,19 @@ def _check(planned: tuple[Planned, ...]) -> None:
                 attack.check(train, job.rate)
                 for part in () if attack.learned else attack.parts:
                     part.stamp(train.images[:1].float() / 255)
+            if (out / job.name / RECORD).is_file():
+                _check_made_of(read_record(out / job.name), train, test)
         except InputError as error:
             raise InputError(f"{job.name}: {error}") from None
+
+
+def _check_made_of(record: dict[str, Any], train: ImageSet, test: ImageSet) -> None:
+    """Refuses other images than the model was made of, which have the same path or name."""
+    known = record.get("images", {})
+    for name, images in (("train", train), ("test", test)):
+        then = known.get(f"{name} sha256")
+        if then is not None and then != images.sha256():
+            raise InputError(
+                f"its {name} images have changed since it was made, and its scores with them; give "
+                "another folder for the pool, or delete this model"
+            )

@@ -44,6 +44,11 @@ def indices_of(names: Sequence[str], classes: Sequence[str], what: str) -> list[
     return indices
 
 
+def _is_index(name: str) -> bool:
+    """Whether a name is a whole number as one writes it, without leading zeros."""
+    return name.isascii() and name.isdecimal() and name == str(int(name)) and len(name) < 10
+
+
 def settle_labels(
     values: np.ndarray,
     source: str,
@@ -54,7 +59,8 @@ def settle_labels(
 
     Args:
         values: shape (n,): whole numbers (-1 or NaN is "no label"), or names as objects (None is
-            "no label").
+            "no label"). Names that are all whole numbers count as these where no class names are
+            given.
         source: what to call the source in messages.
         own_classes: class names that the source gives for its numbers.
         classes: class names whose positions the result must use, or None.
@@ -73,9 +79,14 @@ def settle_labels(
                 f"{source} has the label {strange!r} beside names; expected class indices (whole "
                 "numbers from 0 on) or class names, not both"
             )
-        own_classes = tuple(sorted({str(value) for value in values[~missing]})) or None
-        position = {name: index for index, name in enumerate(own_classes or ())}
-        numbers = np.array([-1 if value is None else position[str(value)] for value in values])
+        given = {str(value) for value in values[~missing]}
+        if given and classes is None and all(_is_index(name) for name in given):
+            own_classes = None  # "10" means class 10; sorted as text it would come before "2"
+            numbers = np.array([-1 if value is None else int(value) for value in values])
+        else:
+            own_classes = tuple(sorted(given)) or None
+            position = {name: index for index, name in enumerate(own_classes or ())}
+            numbers = np.array([-1 if value is None else position[str(value)] for value in values])
     elif values.dtype.kind in "iuf":
         known = np.where(np.isnan(values), -1, values) if values.dtype.kind == "f" else values
         if not np.array_equal(known, np.floor(known)):

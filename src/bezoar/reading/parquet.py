@@ -244,6 +244,12 @@ def _row(file: Path, row: int, cell: Any, box: Any, box_column: str | None) -> E
         inner = cell.get("path")
         cell = cell.get("bytes")
     if cell is None and isinstance(inner, str):
+        if Path(inner).is_absolute() or ".." in Path(inner).parts:
+            raise InputError(
+                f"{name} names the file {inner!r}, which does not lie beside the data; a data set "
+                "of a stranger shall show nothing else of this machine; put the images beside it, "
+                "or into it"
+            )
         cell = file.parent / inner
     if isinstance(inner, str):
         name += f" ({inner})"
