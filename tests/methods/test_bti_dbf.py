@@ -265,7 +265,7 @@ def test_a_part_of_the_way_is_that_part_of_every_weight_and_statistic(digits):
 def stamping(attack, leads):
     """What ``recover`` would have found, had it found the true trigger."""
     return SimpleNamespace(
-        inverted=SimpleNamespace(stamp=attack.stamp), leads=lambda: torch.tensor(leads)
+        inverted=SimpleNamespace(stamp=attack.stamp), sources_lead=lambda: torch.tensor(leads)
     )
 
 

@@ -13,7 +13,15 @@ from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods.bti_dbf_decoupling import Decoupled, Decoupling, Half, decouple
+from bezoar.methods.bti_dbf_decoupling import (
+    Decoupled,
+    Decoupling,
+    Half,
+    _from_maps,
+    decouple,
+    mixed,
+    normalises_by_batch,
+)
 
 SHORT = Decoupling(steps=12, batch_size=50, learning_rate=0.05, sparsity=0.0)
 FOR, AGAINST, PLANTED, IDLE = slice(0, 8), slice(8, 12), slice(12, 15), slice(15, 20)
@@ -371,3 +379,26 @@ def test_bad_input_is_named():
         decouple(planted(), ImageSet.from_arrays(clean.images), None, train, seed=0)
     with pytest.raises(InputError, match="no module 'conv9'"):
         decouple(planted(), clean, None, Decoupling(layer="conv9"), seed=0)
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_halves_do_not_feel_each_other_behind_norms_of_the_batch(remembers):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6, track_running_stats=remembers)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), norm, nn.Linear(6, 3))
+    classifier = Classifier(network.eval(), mean=0.0, std=1.0).trace((1, 4, 4))
+    apart = normalises_by_batch(network)
+    assert apart != remembers
+    split, maps, centre = classifier.split("2"), torch.rand(20, 6), torch.zeros(1, 6)
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(20) % 3
+    short = Decoupling(batch_size=20)
+    answers = _from_maps(split, maps, labels, centre, short, draws, apart=apart)
+    mask = torch.rand(1, 6)
+    benign, rest, chosen = answers(mask)
+    order = [
+        int(torch.nonzero((split.back(mixed(maps, mask, centre)) - row).abs().sum(1) < 1e-5)[0])
+        for row in benign
+    ]
+    assert sorted(order) == list(range(20)) and torch.equal(labels[order], chosen)
+    assert torch.allclose(rest, split.back(mixed(maps, 1 - mask, centre))[order], atol=1e-5)

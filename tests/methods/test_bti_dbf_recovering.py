@@ -115,6 +115,19 @@ def found_with(votes, reading, target=1):
     return Found(votes=votes, reading=reading, target=target, **rest)
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (([0, 100], [1, 99]), [1, -1]),  # one stray image makes the target no source
+        (([0, 100], [60, 40]), [1, 0]),  # all-to-all: its own images leave
+        (([0, 100], [0, 0]), [1, -1]),
+    ],
+)
+def test_the_target_is_a_source_only_where_most_of_its_images_leave(rows, expected):
+    found = found_with(votes_of(*rows), Reading("one target", (1,), ((0,),)))
+    assert found.sources_lead().tolist() == expected
+
+
 def test_where_each_class_is_led_and_what_share_of_it():
     votes = votes_of([2, 8, 0], [0, 10, 0], [1, 0, 0])
     one = found_with(votes, Reading("one target", (1,), ((0,),)))

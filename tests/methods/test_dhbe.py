@@ -15,7 +15,7 @@ from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.methods import DHBE, dhbe
 from bezoar.methods.dhbe_measuring import Changed
-from bezoar.methods.synthesis import Synthesis
+from bezoar.methods.synthesis import Synthesis, source_for
 from bezoar.metrics import rate
 
 pytestmark = pytest.mark.xdist_group("dhbe")  # one process makes its fixtures
@@ -156,7 +156,14 @@ def test_in_the_game_nothing_drops_at_random_but_norms_take_the_batch():
 
 @pytest.mark.parametrize(
     ("classes", "shown", "told"),
-    [(10, 2, True), (10, 3, False), (1000, 191, True), (1000, 193, False), (3, 1, False)],
+    [
+        (10, 2, True),
+        (10, 3, False),
+        (1000, 191, True),
+        (1000, 193, False),
+        (3, 2, False),
+        (3, 1, True),
+    ],
 )
 def test_few_classes_are_told_whatever_their_number(classes, shown, told):
     """A batch of 64 images cannot show 30 % of a thousand classes, which was once called few."""
@@ -167,7 +174,29 @@ def test_few_classes_are_told_whatever_their_number(classes, shown, told):
     seen = torch.arange(1024) % shown  # an even spread over 1,000 classes shows 641
     flags = DHBE()._flags(classifier, source, [nowhere, nowhere], seen)
     told_of = f"The last 1,024 synthetic images show {shown:,} of {classes:,} classes; the others"
-    assert flags == [f"{told_of} were hardly repaired."][: int(told)]
+    alone = "Nearly all of the last 1,024 synthetic images are of one class, so whether patterns"
+    expected = [f"{told_of} were hardly repaired."] * told
+    assert flags[: len(expected)] == expected and len(flags) == len(expected) + (shown == 1)
+    assert shown > 1 or flags[-1].startswith(alone)
+
+
+def test_norms_of_each_batch_keep_the_rate_and_are_not_told_as_none():
+    """They remember nothing, and they do bound the activations."""
+    rates = {}
+    for kind, norm in {
+        "batch": nn.BatchNorm2d(4, track_running_stats=False),
+        "remembers": nn.BatchNorm2d(4),
+        "none": nn.Identity(),
+    }.items():
+        network = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(1024, 3)
+        )
+        classifier = Classifier(network, mean=GREY, std=SPREAD, input_size=(16, 16))
+        classifier.trace((3, 16, 16))
+        source = source_for(classifier, QUICK.synthesis, 0)
+        game = QUICK._game(classifier, source, network, (2,), 0)
+        rates[kind] = game.optimizer.param_groups[0]["lr"]
+    assert rates["batch"] == rates["remembers"] == pytest.approx(10 * rates["none"])
 
 
 def test_rounds_end_when_fresh_patterns_lead_nowhere(digits):

@@ -120,3 +120,16 @@ def test_agreement_is_counted():
     rate = agreement_on(images, Threshold(0.5), Threshold(2.0))
     assert (rate.value, rate.count) == (0.87, 1000)
     assert agreement_on(images, Threshold(0.5), Threshold(0.6)).value == 1.0
+
+
+def test_few_images_of_other_classes_tell_no_share():
+    """All but three images show class 0; whatever moves, a share of three says nothing."""
+
+    class Mostly(nn.Module):
+        def forward(self, x):
+            return F.one_hot((x.amax((1, 2, 3)) < 0).long(), 3).float() + 0 * x.sum()
+
+    images = torch.full((64, 1, *IMAGE), 0.1)
+    images[:3] = -0.1
+    found = changed_by_fresh_patterns(Mostly(), images, fresh(), steps=0, batch_size=32)
+    assert found.share.value > 0 and found.led == 0.0

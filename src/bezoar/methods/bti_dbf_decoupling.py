@@ -27,7 +27,8 @@ from typing import Any, Literal
 import msgspec
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import BATCH, Classifier
@@ -222,7 +223,8 @@ def decouple(
         generator = torch.Generator().manual_seed(seed)
         free = torch.randn(maps[:1].shape, generator=generator).to(maps)
         if settings.statistics == "eval":
-            answers = _from_maps(split, maps, labels, centre, settings, generator)
+            apart = normalises_by_batch(classifier.network)
+            answers = _from_maps(split, maps, labels, centre, settings, generator, apart=apart)
         else:
             answers = _from_images(classifier, clean, centre, settings, generator)
         with seeded(classifier.device, seed):  # dropout, in train mode
@@ -242,6 +244,14 @@ def decouple(
             held_out=tested,
             classes=classifier.num_classes,
         )
+
+
+def normalises_by_batch(network: nn.Module) -> bool:
+    """Whether it has a BatchNorm that takes its statistics from each batch in eval mode, too."""
+    return any(
+        isinstance(module, _BatchNorm) and module.running_mean is None
+        for module in network.modules()
+    )
 
 
 Answers = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -273,16 +283,23 @@ def _from_maps(
     centre: Tensor,
     settings: Decoupling,
     generator: torch.Generator,
+    *,
+    apart: bool,
 ) -> Answers:
-    """Mini-batches of maps that are already there: only the layers behind the cut run."""
+    """Mini-batches of maps that are already there: only the layers behind the cut run.
+
+    Both halves go through these in one pass, unless rows are not treated each by itself (apart).
+    """
     stream = index_batches(len(maps), settings.batch_size, generator)
 
     def answers(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chosen = next(stream).to(maps.device)
         few = maps[chosen]
-        # Both halves in one pass: what is behind the cut treats every row by itself in eval mode.
-        both = split.back(torch.cat([mixed(few, mask, centre), mixed(few, 1 - mask, centre)]))
-        benign, rest = both.chunk(2)
+        halves = mixed(few, mask, centre), mixed(few, 1 - mask, centre)
+        if apart:
+            benign, rest = map(split.back, halves)
+        else:
+            benign, rest = split.back(torch.cat(halves)).chunk(2)
         return benign, rest, labels[chosen]
 
     return answers

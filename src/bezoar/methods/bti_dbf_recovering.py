@@ -128,6 +128,13 @@ class Found:
         none = torch.full((len(elsewhere),), -1)
         return torch.where(elsewhere.sum(1) > 0, elsewhere.argmax(1), none)
 
+    def sources_lead(self) -> Tensor:
+        """``leads``, and -1 for the target, too, unless most of its own images are sent away."""
+        leads, own = self.leads(), self.votes.answers[self.target]
+        if 2 * own[self.target] >= own.sum():
+            leads[self.target] = -1
+        return leads
+
     def carried_into(self, k: int) -> float:
         """The share of held-out images that it carries into class ``k``.
 

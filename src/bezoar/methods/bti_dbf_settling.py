@@ -53,7 +53,8 @@ def still_carried(
 ) -> float:
     """The share of held-out images that a trigger sends where it sent most of their class.
 
-    Images count that ``original`` answered rightly, of classes that went anywhere.
+    Images count that ``original`` answered rightly, of classes that went anywhere. The target's own
+    stay where they are: single ones that leave do not make it one of these.
 
     Args:
         classifier: the network the trigger is tried on.
@@ -61,7 +62,7 @@ def still_carried(
         held_out: images that it does not come from.
         original: the network before the repair.
     """
-    leads = found.leads()
+    leads = found.sources_lead()
     pixels, labels = pixels_of(held_out, classifier)
     with classifier.evaluating(), original.evaluating(), torch.no_grad():
         plain = predicted(original, pixels)

@@ -34,6 +34,7 @@ from typing import ClassVar, Literal, Self
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bezoar.classifier import Classifier
 from bezoar.device import seeded, to_fast_layout
@@ -41,6 +42,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.dhbe_game import Game, Rules, falling_cosine, steps_down
 from bezoar.methods.dhbe_measuring import (
+    FEWEST_OTHERS,
     Changed,
     agreement_on,
     answers,
@@ -56,7 +58,7 @@ from bezoar.training import Progress, gradients_only_for, no_progress
 
 _WHAT = "erasing without data"
 _MEASURED = 16  # batches of fresh synthetic images for what is measured at the end
-_STRONG = 0.5  # share of images led to one class; below 0.3 wherever no backdoor was, so far
+_STRONG = 0.5  # share of others led to one class; below 0.3 wherever no backdoor was, so far
 _BARE = 0.1  # of the learning rate: at the whole of it, networks without BatchNorm diverged
 _FEW = 0.3  # of the classes that as many images show where all classes are equally frequent
 _SHOWN = 512  # images that a report chooses from
@@ -88,8 +90,8 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         recalibration: batches of clean synthetic images that set the last running statistics; 0
             leaves them.
         rounds: of so many iterations, at most; a new one starts at the full learning rates.
-        led: rounds go on while fresh patterns lead more than this share of synthetic images into
-            one class, which needs no data.
+        led: rounds go on while fresh patterns lead more than this share of the synthetic images of
+            other classes into one class, which needs no data.
         probe: steps of the fresh pattern generators.
         synthesis: how images are made.
     """
@@ -237,7 +239,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         sizes: tuple[int, ...],
         seed: int,
     ) -> Game:
-        bare = not running_norms(student)
+        bare = not any(isinstance(module, _BatchNorm) for module in student.modules())
         optimizer = torch.optim.SGD(
             student.parameters(),
             self.learning_rate * (_BARE if bare else 1.0),
@@ -318,25 +320,31 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if before.led > _STRONG:
             flags.append(
                 f"Before the repair, generated patterns led {100 * before.led:.0f} % of the "
-                f"synthetic images into class {classifier.classes[before.towards]}, as the "
-                "trigger of a backdoor does; this has no measured rate of false alarms."
+                "synthetic images of other classes into class "
+                f"{classifier.classes[before.towards]}, as the trigger of a backdoor does; this "
+                "has no measured rate of false alarms."
             )
         if after.led > self.led:
             flags.append(
                 f"After the last round, fresh patterns still lead {100 * after.led:.0f} % of the "
-                f"synthetic images into class {classifier.classes[after.towards]}: the backdoor "
-                "is probably not gone."
+                "synthetic images of other classes into class "
+                f"{classifier.classes[after.towards]}: the backdoor is probably not gone."
             )
         if not running_norms(source.network):
             flags.append(
-                "The network has no BatchNorm, so nothing made the synthetic images resemble its "
-                "training images; the repair is a weak one."
+                "The network has no BatchNorm that remembers its training images, so nothing made "
+                "the synthetic ones resemble them; the repair is a weak one."
             )
         classes, held = classifier.num_classes, int(seen.bincount().count_nonzero())
-        if held < _FEW * classes * (1 - (1 - 1 / classes) ** len(seen)):
+        if held < max(2, _FEW * classes * (1 - (1 - 1 / classes) ** len(seen))):
             flags.append(
                 f"The last {len(seen):,} synthetic images show {held:,} of {classes:,} classes; "
                 "the others were hardly repaired."
+            )
+        if len(seen) - int(seen.bincount().max()) < FEWEST_OTHERS:
+            flags.append(
+                f"Nearly all of the last {len(seen):,} synthetic images are of one class, so "
+                "whether patterns lead others there was not measured."
             )
         return flags
 

@@ -22,6 +22,8 @@ from bezoar.methods.dhbe_patterns import PatternFamily, ascend, mixed_stamps
 from bezoar.metrics import Rate, agreement, rate
 from bezoar.training import gradients_only_for
 
+FEWEST_OTHERS = 20  # images of other classes that tell which share of them is led into a class
+
 
 @dataclass(frozen=True)
 class Changed:
@@ -30,7 +32,8 @@ class Changed:
     Attributes:
         share: of the images, whose class changes.
         towards: the class to which most of the others are led.
-        led: the share of the images of other classes that are led there.
+        led: the share of the images of other classes that are led there; of ``FEWEST_OTHERS`` such
+            images or more, as a few tell no share.
     """
 
     share: Rate
@@ -73,7 +76,10 @@ def changed_by_fresh_patterns(
     old, new = answers(network, images), answers(network, stamped)
     moved = new[new != old].bincount(minlength=1)
     others = [int((old != k).sum()) for k in range(len(moved))]
-    shares = [int(count) / max(1, other) for count, other in zip(moved, others, strict=True)]
+    shares = [
+        int(count) / other if other >= FEWEST_OTHERS else 0.0
+        for count, other in zip(moved, others, strict=True)
+    ]
     best = max(range(len(shares)), key=shares.__getitem__)
     return Changed(rate(int(moved.sum()), len(images)), best, shares[best])
 

@@ -308,7 +308,12 @@ def _flags(unlearned: Unlearned, pruned: Pruned) -> list[str]:
             f"Unlearning did not reach an accuracy of {unlearned.stop:.3f}; the masks may show "
             "nothing."
         )
-    if not pruned.count:
+    if not max(pruned.counts, default=0):
+        flags.append(
+            "Nothing was pruned: by their masks and the largest share that may go, no unit was a "
+            "candidate."
+        )
+    elif not pruned.count:
         flags.append(
             "Nothing was pruned: even the most suspicious unit costs more than the held-out images "
             "allow."
