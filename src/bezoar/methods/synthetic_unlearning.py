@@ -16,9 +16,10 @@ Assumes target classes that the weights betray (left alone, it takes one), and B
 which nothing makes the images resemble the training images. Data: none. Layers: any. Known
 failures: those of ``joint-unlearning``; a target that the weights do not betray: another class is
 unlearned, which changes little; many classes, of which some get no image; of four third-party
-networks, whose class was named rightly, it left the backdoor of the three that resemble a VGG (ASR
-67, 93 and 97 %) and removed that of a residual one. Accuracy cannot be measured without images:
-what is told is how often both networks agree on images made up.
+networks, whose class was named rightly, it left the backdoor of two that resemble a VGG (ASR 67 and
+97 %), that of a third where it was told this class alone (93 %; 11 % together with another one that
+the weights suspect), and removed that of a residual one. Accuracy cannot be measured without
+images: what is told is how often both networks agree on images made up.
 """
 
 from __future__ import annotations
