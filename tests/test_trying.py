@@ -518,8 +518,8 @@ def test_without_a_look_nothing_counts_as_removed_and_the_risk_says_so(digits, b
     survival = bare.look(ruined, Survival({}, {}, looked=False))
     assert not survival.looked and not survival.removed and survival.worst == 0
     untried = Probe(0.0, None)
-    assert not signs_of_backdoor(stands_out=None, re_exposed=False, probe=untried, worst=0.0)
-    risk = residual_risk([], looked=False, tried=False, audited=True, tuned=False, labelled=True)
+    assert not signs_of_backdoor(stands_out=None, re_exposed=False, returned=None, worst=0.0)
+    risk = residual_risk([], looked=False, tried=False, audited=True, probe=untried, labelled=True)
     assert "no witness could look" in risk and "tuning brings the backdoor back could not" in risk
     assert "could not be tried on images of other classes" in risk
 
@@ -547,12 +547,13 @@ def test_a_probe_that_cannot_be_made_does_not_cost_the_repair(digits, monkeypatc
 @pytest.mark.parametrize(
     ("before", "after", "part"), [(0.0, 0.29, True), (0.1, 0.11, True), (0.0, 0.1, False)]
 )
-def test_a_part_that_tuning_revives_is_a_sign_although_the_search_ends(before, after, part):
+def test_a_part_that_tuning_revives_is_told_and_is_no_sign(before, after, part):
     probe = Probe(before, after)
     assert probe.returned is False and (probe.revived == after) == part
     assert ("brings a part of it back" in probe.sentence) == part
-    signs = signs_of_backdoor(stands_out=False, re_exposed=False, probe=probe, worst=before)
-    assert bool(signs) == part and (not part or f"{100 * after:.0f} % of the images" in signs[0])
+    risk = residual_risk([], looked=True, tried=True, audited=True, probe=probe, labelled=True)
+    assert (f"to {100 * after:.0f} % of the images: scan the model again" in risk) == part
+    assert "none of the signs of the backdoor is left" in risk
 
 
 def test_what_is_back_or_never_left_is_not_told_as_revived():
@@ -562,11 +563,11 @@ def test_what_is_back_or_never_left_is_not_told_as_revived():
 
 def test_the_line_on_risk_names_every_sign():
     quiet = Probe(0.05, 0.09)
-    assert not signs_of_backdoor(stands_out=False, re_exposed=False, probe=quiet, worst=0.05)
-    calm = residual_risk([], looked=True, tried=True, audited=True, tuned=True, labelled=True)
+    assert not signs_of_backdoor(stands_out=False, re_exposed=False, returned=False, worst=0.05)
+    calm = residual_risk([], looked=True, tried=True, audited=True, probe=quiet, labelled=True)
     assert "none of the signs" in calm and "not the attacker's" in calm
-    signs = signs_of_backdoor(stands_out=True, re_exposed=True, probe=Probe(0.4, 0.6), worst=0.4)
-    bad = residual_risk(signs, looked=True, tried=True, audited=False, tuned=True, labelled=False)
+    signs = signs_of_backdoor(stands_out=True, re_exposed=True, returned=True, worst=0.4)
+    bad = residual_risk(signs, looked=True, tried=True, audited=False, probe=quiet, labelled=False)
     brings = ("brings the backdoor back", "brings a suspected class out")
     unknown = ("unlearning brings a class out could not be tried", "could not be measured")
     for sign in ("stands out", *brings, "40 %", *unknown):

@@ -48,8 +48,8 @@ class Probe:
     def revived(self) -> float | None:
         """The share that dead triggers carry once more, where it does not count as back; or None.
 
-        The search goes on only for what is back: a few points more can be the tuning's own
-        mistakes. A sign they are all the same.
+        It is told and is no sign: of 42 repairs that left them dead (``benchmarks/automatic.py``),
+        11 came to this, and with the true trigger ten of these had an ASR of 0 to 8 %.
         """
         if self.after is None or self.returned or not self.before <= DEAD < self.after:
             return None
@@ -127,14 +127,14 @@ NEWLY_SUSPECTED = (
 
 
 def signs_of_backdoor(
-    *, stands_out: bool | None, re_exposed: bool, probe: Probe, worst: float
+    *, stands_out: bool | None, re_exposed: bool, returned: bool | None, worst: float
 ) -> list[str]:
     """What still speaks for a backdoor in a repaired model, each in a few words.
 
     Args:
         stands_out: whether a scan of it still finds a class unusual; None where nobody looked.
         re_exposed: whether unlearning the clean images brings a suspect out.
-        probe: what tuning did.
+        returned: whether tuning brought the backdoor back; None where that could not be tried.
         worst: the largest share of the images that a recovered trigger still carries.
     """
     signs = []
@@ -144,18 +144,19 @@ def signs_of_backdoor(
         signs.append("unlearning the clean images brings a suspected class out")
     if worst > DEAD:
         signs.append(f"a recovered trigger still carries {100 * worst:.0f} % of the images")
-    if probe.returned:
+    if returned:
         signs.append("fine-tuning brings the backdoor back")
-    elif probe.revived is not None:
-        signs.append(
-            "fine-tuning brings a part of the backdoor back (a recovered trigger then carries "
-            f"{100 * probe.revived:.0f} % of the images)"
-        )
     return signs
 
 
 def residual_risk(
-    signs: Sequence[str], *, looked: bool, tried: bool, audited: bool, tuned: bool, labelled: bool
+    signs: Sequence[str],
+    *,
+    looked: bool,
+    tried: bool,
+    audited: bool,
+    probe: Probe,
+    labelled: bool,
 ) -> str:
     """One line on what is left to fear.
 
@@ -164,7 +165,7 @@ def residual_risk(
         looked: whether a witness could look at the repaired model.
         tried: whether there were images to try the recovered triggers on.
         audited: whether unlearning the clean images could tell anything.
-        tuned: whether a tuning could be tried.
+        probe: what a tuning did.
         labelled: whether accuracy was measured.
     """
     told = list(signs)
@@ -174,14 +175,20 @@ def residual_risk(
         told.append("the recovered triggers could not be tried on images of other classes")
     if not audited:
         told.append("whether unlearning brings a class out could not be tried")
-    if not tuned:
+    if probe.after is None:
         told.append("whether fine-tuning brings the backdoor back could not be tried")
     if not labelled:
         told.append("accuracy could not be measured")
     if told:
         listed = ", ".join(told[:-1]) + " and " * (len(told) > 1) + told[-1]
         return f"Residual risk: {listed}; do not rely on this model without further tests."
+    again = ""
+    if probe.revived is not None:
+        again = (
+            f" Fine-tuning revives a recovered trigger to {100 * probe.revived:.0f} % of the "
+            "images: scan the model again after any further training."
+        )
     return (
         "Residual risk: none of the signs of the backdoor is left, but recovered triggers are not "
-        "the attacker's; a part that only the true trigger reaches would not be seen here."
+        f"the attacker's; a part that only the true trigger reaches would not be seen here.{again}"
     )

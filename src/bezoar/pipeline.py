@@ -208,16 +208,16 @@ def _cared_for(
         repaired, made.known, made.survivors, left, seed=given.seed, progress=given.progress
     )
     # All witnesses know better than the quick look at a trial.
-    stands_out = _stands_out(left, rescan)
+    stands_out, returned = _stands_out(left, rescan), probe.returned
     signs = signs_of_backdoor(
-        stands_out=stands_out, re_exposed=left.re_exposed, probe=probe, worst=left.worst
+        stands_out=stands_out, re_exposed=left.re_exposed, returned=returned, worst=left.worst
     )
     risk = residual_risk(
         signs,
         looked=stands_out is not None,
         tried=left.tried,
         audited=bool(left.exposed),
-        tuned=probe.returned is not None,
+        probe=probe,
         labelled=given.images is not None and given.images.labels is not None,
     )
     return {
