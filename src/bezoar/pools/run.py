@@ -90,6 +90,7 @@ def make_pool(
 def _check(planned: tuple[Planned, ...], out: Path) -> None:
     """What cannot work is said before the first training, on the images and networks themselves."""
     opened: dict[tuple[str, int | None, int | None], tuple[ImageSet, ImageSet]] = {}
+    digests: dict[tuple[str, int | None, int | None], dict[str, str]] = {}
     built: list[tuple[str, dict[str, Any]]] = []
     for one in planned:
         job, attack = one.job, one.job.attack_or_none()
@@ -107,17 +108,17 @@ def _check(planned: tuple[Planned, ...], out: Path) -> None:
                 for part in () if attack.learned else attack.parts:
                     part.stamp(train.images[:1].float() / 255)
             if (out / job.name / RECORD).is_file():
-                _check_made_of(read_record(out / job.name), train, test)
+                if key not in digests:
+                    digests[key] = {"train": train.sha256(), "test": test.sha256()}
+                _check_made_of(read_record(out / job.name), digests[key])
         except InputError as error:
             raise InputError(f"{job.name}: {error}") from None
 
 
-def _check_made_of(record: dict[str, Any], train: ImageSet, test: ImageSet) -> None:
+def _check_made_of(record: dict[str, Any], digests: dict[str, str]) -> None:
     """Refuses other images than the model was made of, which have the same path or name."""
-    known = record.get("images", {})
-    for name, images in (("train", train), ("test", test)):
-        then = known.get(f"{name} sha256")
-        if then is not None and then != images.sha256():
+    for name, digest in digests.items():
+        if record.get("images", {}).get(f"{name} sha256", digest) != digest:
             raise InputError(
                 f"its {name} images have changed since it was made, and its scores with them; give "
                 "another folder for the pool, or delete this model"
