@@ -418,7 +418,7 @@ def test_clean_scans_with_the_methods_that_are_named(record_of, model_files, tmp
 @pytest.mark.parametrize("method", ["ft", "tac"])
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_the_output_has_the_form_of_the_input(method, kind, run, model_files, tmp_path):
-    source, out = model_files / f"planted.{kind}", tmp_path / f"cleaned.{kind}"
+    source, out = model_files / f"twin.{kind}", tmp_path / f"cleaned.{kind}"
     code, _, _ = run(
         *("clean", source, *FACTS, *images(model_files), "--out", out),
         *("--method", method, *QUICK, "--quiet"),
@@ -443,7 +443,7 @@ def test_the_output_has_the_form_of_the_input(method, kind, run, model_files, tm
 def test_a_seed_repeats_the_file_to_the_bit(run, model_files, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(
-            *("clean", model_files / "planted.toml", *images(model_files), "--quiet"),
+            *("clean", model_files / "twin.toml", *images(model_files), "--quiet"),
             *("--out", tmp_path / f"{name}.safetensors", "--seed", seed, "--method", "ft", *QUICK),
         )
     files = [(tmp_path / f"{name}.safetensors").read_bytes() for name in "abc"]
@@ -455,7 +455,7 @@ def test_a_repair_that_costs_too_much_is_not_written_unless_forced(
 ):
     out = tmp_path / "ruined.safetensors"
     arguments = (
-        *("clean", model_files / "planted.toml", *images(model_files), "--out", out),
+        *("clean", model_files / "twin.toml", *images(model_files), "--out", out),
         *("--method", "ft", *RUINOUS, "--max-accuracy-drop", "0"),
     )
     code, text, _ = run(*arguments)
@@ -466,12 +466,12 @@ def test_a_repair_that_costs_too_much_is_not_written_unless_forced(
 
     code, record = record_of(*arguments, "--force")
     assert code == 0 and record["forced"] and not record["accepted"]
-    assert not same_tensors(out, model_files / "planted.safetensors")
+    assert not same_tensors(out, model_files / "twin.safetensors")
 
 
 def test_settings_reach_the_method(record_of, model_files, tmp_path):
     _, record = record_of(
-        *("clean", model_files / "planted.toml", *images(model_files)),
+        *("clean", model_files / "twin.toml", *images(model_files)),
         *("--out", tmp_path / "out.safetensors", "--method", "tac", "--preset", "published"),
         *("--set", "beta=2.5", "target_class=4", "quantile=none", "recipe.epochs=1"),
     )

@@ -343,7 +343,7 @@ def test_weights_of_another_network_get_a_readable_difference(model_files, tmp_p
 
 def cleaning(model_files, out):
     return [
-        *("clean", str(model_files / "planted.toml"), "--images", str(model_files / "clean.npz")),
+        *("clean", str(model_files / "twin.toml"), "--images", str(model_files / "clean.npz")),
         *("--out", str(out), "--method", "ft", "--set", "recipe.epochs=1"),
     ]
 

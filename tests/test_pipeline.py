@@ -421,7 +421,7 @@ class Witness(Method, frozen=True, kw_only=True):
 
 def test_a_fifth_of_every_class_judges_the_repair_and_takes_no_part_in_it(digits):
     Witness.seen.clear()
-    repair = pipeline.clean(digits.planted, digits.clean, method=Witness(), seed=1)
+    repair = pipeline.clean(digits.twin, digits.clean, method=Witness(), seed=1)
     (given,) = Witness.seen
     whole, part = digits.clean.class_counts(10), given.class_counts(10)
     assert all(abs(float(p) / float(w) - 0.8) < 0.03 for w, p in zip(whole, part, strict=True))
@@ -438,7 +438,7 @@ def test_a_fifth_of_every_class_judges_the_repair_and_takes_no_part_in_it(digits
 def test_the_seed_draws_which_images_judge(digits):
     Witness.seen.clear()
     for seed in (1, 1, 2):
-        pipeline.clean(digits.planted, digits.clean, method=Witness(), seed=seed)
+        pipeline.clean(digits.twin, digits.clean, method=Witness(), seed=seed)
     first, second, other = (images.sha256() for images in Witness.seen)
     assert first == second != other
 
@@ -491,12 +491,12 @@ def test_the_changes_are_relative_and_largest_first(digits):
 
 
 def test_a_repair_that_costs_too_much_is_not_accepted(digits):
-    repair = pipeline.clean(digits.planted, digits.clean, method=RUINOUS, max_accuracy_drop=0.05)
+    repair = pipeline.clean(digits.twin, digits.clean, method=RUINOUS, max_accuracy_drop=0.05)
     assert not repair.record["accepted"]
     assert repair.record["accuracy_drop"] > 0.05
     assert repair.record["outcome"].startswith("Not accepted: accuracy ")
     assert "beyond the limit of 5 points" in repair.record["outcome"]
-    tolerant = pipeline.clean(digits.planted, digits.clean, method=RUINOUS, max_accuracy_drop=1.0)
+    tolerant = pipeline.clean(digits.twin, digits.clean, method=RUINOUS, max_accuracy_drop=1.0)
     assert tolerant.record["accepted"]
     plain(repair.record)
 
@@ -511,7 +511,7 @@ class Refuses(Witness, frozen=True, kw_only=True):
 
 
 def test_what_a_method_does_not_stand_by_is_not_told_as_an_unchanged_network(digits):
-    record = pipeline.clean(digits.planted, digits.clean, method=Refuses()).record
+    record = pipeline.clean(digits.twin, digits.clean, method=Refuses()).record
     assert record["changes"] == [] and not record["accepted"]
     assert record["outcome"].startswith("Not accepted: It did not work. ")
 
@@ -539,11 +539,9 @@ def test_a_network_that_the_repair_ruined_is_not_accepted_instead_of_called_bad_
 
 
 def test_a_loss_of_exactly_the_limit_is_within_it(digits):
-    drop = pipeline.clean(digits.planted, digits.clean, method=Ruin()).record["accuracy_drop"]
-    at = pipeline.clean(digits.planted, digits.clean, method=Ruin(), max_accuracy_drop=drop)
-    below = pipeline.clean(
-        digits.planted, digits.clean, method=Ruin(), max_accuracy_drop=drop - 1e-6
-    )
+    drop = pipeline.clean(digits.twin, digits.clean, method=Ruin()).record["accuracy_drop"]
+    at = pipeline.clean(digits.twin, digits.clean, method=Ruin(), max_accuracy_drop=drop)
+    below = pipeline.clean(digits.twin, digits.clean, method=Ruin(), max_accuracy_drop=drop - 1e-6)
     assert at.record["accepted"] and not below.record["accepted"]
 
 

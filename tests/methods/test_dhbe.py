@@ -18,8 +18,6 @@ from bezoar.methods.dhbe_measuring import Changed
 from bezoar.methods.synthesis import Synthesis, source_for
 from bezoar.metrics import rate
 
-pytestmark = pytest.mark.xdist_group("dhbe")  # one process makes its fixtures
-
 GREY, SPREAD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 QUICK = DHBE(
     iterations=2,
