@@ -121,7 +121,8 @@ def test_a_cleaning_whose_page_cannot_be_written_is_told_and_recorded(run, model
 def test_a_cleaning_whose_record_cannot_be_written_has_its_page(run, model_files, tmp_path):
     given = ("--out", tmp_path / "out.safetensors", "--json", FULL)
     method = ("--method", "ft", "--set", "recipe.epochs=1")
-    code, shown, error = run(*on_images("clean", model_files, *method, *given))
+    call = on_images("clean", model_files, *method, *given, model="twin.toml")
+    code, shown, error = run(*call)
     assert code == 2 and error.startswith(f"bezoar: {CANNOT}") and "Report: " in shown
     assert (tmp_path / "out.report.html").exists()
 
