@@ -445,16 +445,24 @@ def test_a_signal_in_the_middle_of_the_training_ends_the_process(model_files, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_defect_is_no_verdict(model_files, monkeypatch, capsys):
-    """Python would leave with 1, which says that something was found."""
+@pytest.fixture
+def broken(model_files, monkeypatch, capsys):
+    """(an error) → what a scan says that meets it; Python would leave with 1, as if it found."""
 
-    def breaks(*_arguments, **_options):
-        raise ZeroDivisionError
+    def scan(error):
+        def breaks(*_arguments, **_options):
+            raise error
 
-    monkeypatch.setattr(pipeline, "scan", breaks)
-    images = ["--images", str(model_files / "clean.npz")]
-    assert cli.run(["scan", str(model_files / "planted.toml"), *images]) == 2
-    err = capsys.readouterr().err
+        monkeypatch.setattr(pipeline, "scan", breaks)
+        images = ["--images", str(model_files / "clean.npz")]
+        assert cli.run(["scan", str(model_files / "planted.toml"), *images]) == 2
+        return capsys.readouterr().err
+
+    return scan
+
+
+def test_a_defect_is_no_verdict(broken):
+    err = broken(ZeroDivisionError())
     assert "ZeroDivisionError" in err and "a defect of bezoar and no verdict" in err
 
 
@@ -467,14 +475,8 @@ def test_a_defect_is_no_verdict(model_files, monkeypatch, capsys):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_too_little_memory_is_no_defect(error, model_files, monkeypatch, capsys):
-    def breaks(*_arguments, **_options):
-        raise error
-
-    monkeypatch.setattr(pipeline, "scan", breaks)
-    images = ["--images", str(model_files / "clean.npz")]
-    assert cli.run(["scan", str(model_files / "planted.toml"), *images]) == 2
-    err = capsys.readouterr().err
+def test_too_little_memory_is_no_defect(error, broken):
+    err = broken(error)
     assert "there is not enough memory" in err and "defect" not in err and "Traceback" not in err
 
 

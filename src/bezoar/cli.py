@@ -40,16 +40,16 @@ def run(arguments: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         reason = str(error)
     except Exception as error:
-        import traceback
-
-        if _out_of_memory(error):
-            _end(OUT_OF_MEMORY)
-            return UNUSABLE
-
-        reason = "that is a defect of bezoar and no verdict; please report it:\n"
-        reason += traceback.format_exc().rstrip()
+        reason = OUT_OF_MEMORY if _out_of_memory(error) else _defect()
     _end(reason)
     return UNUSABLE
+
+
+def _defect() -> str:
+    import traceback
+
+    said = "that is a defect of bezoar and no verdict; please report it:\n"
+    return said + traceback.format_exc().rstrip()
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -66,7 +66,7 @@ class Given:
 
 def _check_judges(images: ImageSet, seed: int) -> None:
     """Refuses images of which none is left to judge a repair."""
-    if len(images) and not len(images.split(1 - HELD_OUT, seed=seed)[1]):
+    if len(images) and not images.division(1 - HELD_OUT, seed=seed)[1]:
         raise InputError(
             f"there are {len(images)} clean images, at most one of each class, and none is left "
             "to judge the repair; give at least two images of each class"

@@ -1,9 +1,10 @@
 """Digits as public images, and the settings of trainings that take seconds."""
 
 import pytest
+from public_digits import SMALL_GAN
 
 from bezoar.demo import load_digits
-from bezoar.generators import AdversarialTraining, Autoencoding, train_generator
+from bezoar.generators import Autoencoding, train_generator
 
 
 @pytest.fixture(scope="session")
@@ -13,16 +14,7 @@ def digit_images():
 
 @pytest.fixture(scope="session")
 def gan_settings():
-    return AdversarialTraining(
-        steps=140,
-        batch_size=32,
-        width=8,
-        latent=12,
-        learning_rate=2e-3,
-        critic_learning_rate=2e-3,
-        ema=0.9,
-        flip=False,
-    )
+    return SMALL_GAN
 
 
 @pytest.fixture(scope="session")

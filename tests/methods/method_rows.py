@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 from msgspec.structs import replace
+from public_digits import SMALL_GAN
 
 from bezoar.generators import AdversarialTraining
 from bezoar.methods import (
@@ -155,16 +156,7 @@ ROWS = {
         full=lambda: FreD(
             count=200,
             controls=(),
-            training=AdversarialTraining(
-                steps=140,
-                batch_size=32,
-                width=8,
-                latent=12,
-                learning_rate=2e-3,
-                critic_learning_rate=2e-3,
-                ema=0.9,
-                flip=False,
-            ),
+            training=SMALL_GAN,
             inversion=SampleInversion(iterations=20, candidates=256),
             selection=Selection(augmentations=2),
             removal=IBAU(

@@ -28,13 +28,13 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import BATCH, Classifier
 from bezoar.device import seeded
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.methods.statistics_prior import batch_norms
 from bezoar.splitting import Split
 from bezoar.training import Progress, no_progress
 
@@ -248,10 +248,7 @@ def decouple(
 
 def normalises_by_batch(network: nn.Module) -> bool:
     """Whether it has a BatchNorm that takes its statistics from each batch in eval mode, too."""
-    return any(
-        isinstance(module, _BatchNorm) and module.running_mean is None
-        for module in network.modules()
-    )
+    return any(norm.running_mean is None for norm in batch_norms(network))
 
 
 Answers = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]

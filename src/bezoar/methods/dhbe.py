@@ -34,7 +34,6 @@ from typing import ClassVar, Literal, Self
 import msgspec
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bezoar.classifier import Classifier
 from bezoar.device import seeded, to_fast_layout
@@ -51,7 +50,7 @@ from bezoar.methods.dhbe_measuring import (
 from bezoar.methods.dhbe_patterns import PatternFamily, fitting_sizes, shares
 from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.recalibration import recalibrate
-from bezoar.methods.statistics_prior import running_norms
+from bezoar.methods.statistics_prior import batch_norms, running_norms
 from bezoar.methods.synthesis import SampleSource, Synthesis, as_image_set, source_for
 from bezoar.networks.pattern_generators import PatternGenerator
 from bezoar.training import Progress, gradients_only_for, no_progress
@@ -239,7 +238,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         sizes: tuple[int, ...],
         seed: int,
     ) -> Game:
-        bare = not any(isinstance(module, _BatchNorm) for module in student.modules())
+        bare = not batch_norms(student)
         optimizer = torch.optim.SGD(
             student.parameters(),
             self.learning_rate * (_BARE if bare else 1.0),
@@ -369,6 +368,5 @@ def _set_training(student: nn.Module) -> None:
     floor D. Flags alone are set: what a BatchNorm holds (timm) may be one of these.
     """
     student.eval()
-    for module in student.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.training = True
+    for norm in batch_norms(student):
+        norm.training = True

@@ -33,6 +33,7 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.rnp_unlearning import EARLY, Unlearned, Unlearning, unlearn
+from bezoar.methods.statistics_prior import batch_norms
 from bezoar.training import Progress, no_progress
 
 NULL = "data/rnp_null.json"  # written by benchmarks/rnp_detection.py
@@ -167,7 +168,7 @@ def has_batch_norm(network: nn.Module) -> bool:
     Without that, networks without a backdoor fall into one class more often, and a common null
     would hide what unlearning shows of the others.
     """
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+    return bool(batch_norms(network))
 
 
 def null_p_values(

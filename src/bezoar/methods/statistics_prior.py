@@ -145,13 +145,14 @@ def moments(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """Every BatchNorm of ``network``, each once."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
 def running_norms(network: nn.Module) -> list[_BatchNorm]:
-    """Every BatchNorm of ``network`` that has running statistics, each once."""
-    return [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
+    """Those that have running statistics."""
+    return [norm for norm in batch_norms(network) if norm.running_mean is not None]
 
 
 class _Moments(torch.autograd.Function):

@@ -167,7 +167,8 @@ def _moved(
     pixels, _ = pixels_of(images, before)
     with before.evaluating(), classifier.evaluating():
         answers = predicted(before, pixels)
-        counted, led = torch.zeros_like(answers, dtype=torch.bool), torch.zeros_like(answers).bool()
+        counted = torch.zeros_like(answers, dtype=torch.bool)
+        led = counted.clone()
         for trigger in triggers:
             others = answers != trigger.target
             counted |= others

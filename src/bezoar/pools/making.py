@@ -83,7 +83,8 @@ def make_model(
     if isinstance(job, dict):
         job = msgspec.convert(job, Job)
     resume = None if checkpoint is None else Path(checkpoint)
-    if (there := _made(job, out, resume)) is not None:
+    if (there := _made(job, out)) is not None:
+        _remove(resume)
         return there
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there and is no model; give the name of a new folder")
@@ -154,15 +155,19 @@ def make_model(
         try:
             part.replace(out)
         except OSError as error:
-            if (there := _made(job, out, resume)) is not None:  # another process was faster
-                return there
-            raise InputError(f"the folder {out} cannot be written: {error.strerror}") from error
-    if resume is not None:
-        resume.unlink(missing_ok=True)
+            if (there := _made(job, out)) is None:
+                raise InputError(f"the folder {out} cannot be written: {error.strerror}") from error
+            record = there  # another process was faster
+    _remove(resume)
     return record
 
 
-def _made(job: Job, out: Path, checkpoint: Path | None) -> dict[str, Any] | None:
+def _remove(checkpoint: Path | None) -> None:
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+
+
+def _made(job: Job, out: Path) -> dict[str, Any] | None:
     """The record of the model in ``out``; None where there is none.
 
     Raises:
@@ -172,8 +177,6 @@ def _made(job: Job, out: Path, checkpoint: Path | None) -> dict[str, Any] | None
         return None
     if msgspec.convert(record["job"], Job) != job:
         raise InputError(f"{out} holds a model that was made otherwise; give another folder")
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return record
 
 
