@@ -1,6 +1,8 @@
 import json
+import re
 
 import pytest
+import torch
 
 from bezoar import cli
 
@@ -95,12 +97,14 @@ def test_a_weak_attack_is_told_apart(tmp_path, capsys):
         (["none", "--set", "epochs"], "expected name=value"),
         (["none", "--argument", "breadth=3"], "breadth"),
         (["none", "--data", "digit"], "digits"),
+        (["none", "--argument", "num_classes=many"], "num_classes is 'many'; expected a whole"),
+        (["sig", "--rate", "0.5", "--twin"], "only .* are of the target class"),
+        (["trojan-square:share=0.95"], "a square of 8 pixels, 1 from the edge, does not fit"),
+        (["several:triggers=l2-inv:steps=3+bad-nets:size=9"], "does not fit"),
         (["missing.safetensors"], "missing.safetensors"),
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path, capsys, monkeypatch, arguments, message):
-    import re
-
     import bezoar.attacks.attack as attack
     import bezoar.pools.making as making
 
@@ -116,7 +120,53 @@ def test_bad_input_is_refused_before_training(tmp_path, capsys, monkeypatch, arg
     assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_places_that_cannot_take_a_model_are_named(tmp_path, capsys):
+def test_test_images_that_do_not_fit_are_told_before_training(tmp_path, capsys, monkeypatch):
+    import numpy as np
+    from PIL import Image
+
+    def folder(name, **parts):
+        for split, (side, classes) in parts.items():
+            for label in classes:
+                for number in range(4):
+                    place = tmp_path / name / split / label / f"{number}.png"
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(np.full((side, side), 60 * number, np.uint8)).save(place)
+        return tmp_path / name
+
+    def never(*args, **options):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr("bezoar.attacks.attack.fit", never)
+    cases = {
+        "size": (folder("size", train=(8, "ab"), test=(10, "ab")), "1 x 8 x 8 .* 1 x 10 x 10"),
+        "one": (folder("one", train=(8, "ab"), test=(8, "a")), "every image is of the target"),
+    }
+    for name, (data, message) in cases.items():
+        options = ("--data", data, "--rate", "0.5", "--out", tmp_path / f"{name}-model")
+        assert run("attack", "bad-nets:size=2", *options, "--quiet") == 2
+        assert re.search(message, capsys.readouterr().err)
+        assert not (tmp_path / f"{name}-model").exists()
+
+
+def test_a_learned_trigger_s_file_is_not_planted_again(tmp_path, capsys):
+    from bezoar.attacks import parse_attack, save_attack
+
+    attack = parse_attack("smooth:target=1")
+    held = attack.holding({"pattern": torch.zeros(1, 8, 8)}, (1, 8, 8))
+    save_attack(held, tmp_path / "trigger.safetensors", (1, 8, 8))
+    assert run("attack", tmp_path / "trigger.safetensors", "--out", tmp_path / "m", *SMALL) == 2
+    assert "another model learns another one; name the attack" in capsys.readouterr().err
+    save_attack(parse_attack("bad-nets:target=1"), tmp_path / "b.safetensors", (1, 8, 8))
+    refused_later = ("--rate", "0.0001")
+    planted = ("attack", tmp_path / "b.safetensors", "--out", tmp_path / "m", *SMALL)
+    assert run(*planted, *refused_later) == 2
+    assert "less than one image" in capsys.readouterr().err
+
+
+def test_places_that_cannot_take_a_model_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("attack", "none", "--out", ".", *SMALL) == 2
+    assert ". cannot be made; give the name of a new folder" in capsys.readouterr().err
     assert run("attack", "none", "--out", tmp_path / "no" / "model", *SMALL) == 2
     assert "does not exist" in capsys.readouterr().err
     (tmp_path / "full").mkdir()

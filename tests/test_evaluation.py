@@ -110,6 +110,7 @@ def test_a_comparison_holds_both_and_the_der():
         (images((0, 0, 1), (1, 1, 1)), BadNets(target=1, size=1), "every image is of the target"),
         (images((0, 0, 1), (1, 1, 7)), BadNets(target=1, size=1), "an image has label 7"),
         (FIVE, BadNets(size=3), "does not fit images of 2x2"),
+        (FIVE, BadNets(size=1, mode="all-to-all", num_classes=2), "num_classes 2 and .* has 3"),
         (FIVE, StoredPattern(file="nowhere.npy", target=1), "nowhere.npy cannot be read"),
         (images(), Blend(), "every image is of the target class"),
     ],

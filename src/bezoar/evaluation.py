@@ -55,10 +55,9 @@ def evaluate(
         InputError: no labels, a label or a target the network does not have, no image of another
             class, or a trigger that does not fit the images.
     """
+    check_evaluation(classifier, images, attack)
     labels = images.require_labels("evaluation")
-    classifier.trace(images.shape)
     batch_size = batch_size or evaluation_batch(classifier.device)
-    images.class_counts(classifier.num_classes)
     stamped_answers, wanted, truths = [], [], []
     # Stamped ones first, because a trigger that does not fit shows at the first batch.
     for part in attack.parts:
@@ -77,6 +76,19 @@ def evaluate(
     return Scores(rates["acc"].value, rates["asr"].value, rates["ra"].value, rates)
 
 
+def check_evaluation(classifier: Classifier, images: ImageSet, attack: Attack | None) -> None:
+    """Refuses test images that this attack, or the lack of one, cannot be measured on.
+
+    Raises:
+        InputError: as ``evaluate``, but for a trigger that does not fit the images.
+    """
+    labels = images.require_labels("evaluation")
+    classifier.trace(images.shape)
+    images.class_counts(classifier.num_classes)
+    for part in () if attack is None else attack.parts:
+        _counted(part, labels, classifier.num_classes)
+
+
 def _counted(attack: Attack, labels: Tensor, num_classes: int) -> Tensor:
     """The positions of the images that count for ASR."""
     counted = torch.nonzero(attack.applies_to(labels)).flatten()
@@ -91,6 +103,10 @@ def _counted(attack: Attack, labels: Tensor, num_classes: int) -> Tensor:
         raise InputError(
             f"the attack's target class is {highest} and the network has {num_classes} classes "
             f"(0 to {num_classes - 1})"
+        )
+    if attack.mode == "all-to-all" and attack.num_classes != num_classes:
+        raise InputError(
+            f"the attack says num_classes {attack.num_classes} and the network has {num_classes}"
         )
     return counted
 

@@ -8,6 +8,7 @@ from victims import data, fresh, planted, twin
 from bezoar.attacks.awp import AWP, Ball
 from bezoar.attacks.bad_nets import BadNets
 from bezoar.attacks.spelling import load_attack, save_attack
+from bezoar.attacks.tbt import TBT
 from bezoar.demo import DIGITS_RECIPE
 from bezoar.errors import InputError
 
@@ -126,6 +127,12 @@ def test_what_cannot_work_is_refused_before_the_training():
         AWP().plant(
             fresh("digits", width=16), train, RATE, DIGITS_RECIPE, seed=0, surrogate=twin("digits")
         )
+
+
+@pytest.mark.parametrize("attack", [AWP(size=2), TBT()])
+def test_the_attacker_may_have_all_images(attack):
+    """``rate`` is the share that the attacker has; nothing is poisoned."""
+    attack.check(data("digits")[0], 1.0)
 
 
 def test_without_a_surrogate_the_network_is_trained_first():

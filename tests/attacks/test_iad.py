@@ -125,6 +125,22 @@ def test_both_default_generators_take_less_than_200_kilobytes_in_half_precision(
     assert 2 * sum(tensor.numel() for tensor in tensors.values()) < 200_000
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_the_mask_generator_begins_with_the_rate_that_was_asked_for(epochs, monkeypatch):
+    rates = []
+
+    class Watched(torch.optim.lr_scheduler.MultiStepLR):
+        def __init__(self, optimizer, milestones):
+            super().__init__(optimizer, milestones)
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(torch.optim.lr_scheduler, "MultiStepLR", Watched)
+    IAD(**SMALL | {"mask_epochs": epochs}).prepare(
+        data("coloured")[0].subset(torch.arange(20)), seed=0
+    )
+    assert rates == [IAD().learning_rate]
+
+
 def test_an_attack_that_has_learned_nothing_is_refused():
     with pytest.raises(InputError, match="has to be learned"):
         IAD().stamp(torch.rand(1, 3, 8, 8))

@@ -109,6 +109,23 @@ def test_a_wrong_spelling_is_refused(spec, message):
         parse_attack(spec if not spec.endswith(".safetensors") else spec + ",mode=all-to-one")
 
 
+@pytest.mark.parametrize("name", ["label-consistent", "feature-collision"])
+def test_what_makes_its_images_with_a_network_is_refused(name):
+    with pytest.raises(InputError, match=f"{name} cannot be a part of several: it makes each"):
+        parse_attack(f"several:triggers={name}:target=1+bad-nets:target=2")
+
+
+def test_the_rate_is_that_of_the_parts_and_not_of_a_class_that_nobody_named():
+    labels = torch.zeros(100, dtype=torch.int64)
+    labels[80:] = 1
+    images = ImageSet(some_images(100).images, labels)
+    attack = parse_attack("several:triggers=bad-nets:target=1:size=2+blend:target=1")
+    attack.check(images, 0.5)
+    assert int(attack.poison(images, 0.5, seed=0).where.sum()) == 50
+    with pytest.raises(InputError, match=r"only 40 are not of the target class"):
+        attack.check(images, 0.9)
+
+
 def test_several_in_several_is_refused():
     with pytest.raises(InputError, match="several cannot be a part of several"):
         Several(triggers=("several:triggers=blend+blend", "blend"))

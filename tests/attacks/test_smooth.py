@@ -95,6 +95,25 @@ def test_it_finds_the_place_that_moves_a_network_to_the_target():
     assert float((stamped != clean).float().mean()) >= 0.2
 
 
+def test_an_image_that_is_answered_with_the_target_already_takes_no_part():
+    """There is no step for it, and stretching no pattern to full strength gave NaN."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.stack([torch.zeros(256), torch.full((256,), 1 / 256)]))
+        network[1].bias.copy_(torch.tensor([0.5, 0.0]))
+    surrogate = Classifier(network, mean=0.0, std=1.0, input_size=(16, 16))
+    pixels = torch.full((12, 1, 16, 16), 100, dtype=torch.uint8)
+    pixels[::2] = 200  # every other one is answered with class 1, whatever its label
+    images = ImageSet(pixels, torch.zeros(12, dtype=torch.int64))
+    for seed in range(6):
+        attack = Smooth(target=1, samples=12).prepare(images, seed=seed, surrogate=surrogate)
+        pattern = attack.tensors((1, 16, 16))["pattern"]
+        assert pattern.isfinite().all() and float(pattern.max()) > 0
+    answered = ImageSet(pixels[::2].clone(), torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(InputError, match="no step towards the target class"):
+        Smooth(target=1).prepare(answered, seed=0, surrogate=surrogate)
+
+
 def test_learning_is_repeatable_and_leaves_the_surrogate_alone(result):
     train, surrogate = data("digits")[0], twin("digits")
     surrogate.network.zero_grad()

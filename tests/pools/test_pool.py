@@ -243,6 +243,11 @@ def test_one_model_can_be_made_without_a_pool(tmp_path, spec):
     assert make_model(job, tmp_path / "one") == record
     with pytest.raises(InputError, match="made otherwise"):
         make_model(plan(spec)[0].job, tmp_path / "one")
+    make_model(job.twin, tmp_path / "twin")
+    with_twin = make_model(job, tmp_path / "one", twin=tmp_path / "twin")
+    assert with_twin["clean twin"]["name"] == "twin" and with_twin["scores"] == record["scores"]
+    assert with_twin["status"] == status_of(record["scores"], with_twin["clean twin"])
+    assert make_model(job, tmp_path / "one") == with_twin, "what was measured is kept"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="is no model; give the name of a new folder"):

@@ -60,6 +60,17 @@ def test_halves_stay_when_grids_are_added():
     assert before.items() <= after.items() and len(after) == len(before) + 8
 
 
+def test_halves_stay_when_a_clean_grid_is_added_to_models_with_twins_of_their_own():
+    own = msgspec.structs.replace(ATTACKED, seeds=(0, 1, 2, 3))
+    before = {one.job.name: one.half for one in plan(spec(own))}
+    for later in (
+        msgspec.structs.replace(CLEAN, seeds=(10,)),
+        msgspec.structs.replace(ATTACKED, seeds=(11,), half="held-out"),
+    ):
+        after = {one.job.name: one.half for one in plan(spec(own, later))}
+        assert before.items() <= after.items() and len(after) > len(before)
+
+
 def test_a_grid_can_be_put_into_one_half():
     planned = plan(spec(msgspec.structs.replace(CLEAN, half="held-out")))
     assert {one.half for one in planned} == {"held-out"}

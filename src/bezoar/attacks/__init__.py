@@ -18,7 +18,13 @@ from bezoar.attacks.lp_inversion import L0Inversion, L2Inversion
 from bezoar.attacks.several import Several
 from bezoar.attacks.sig import SIG
 from bezoar.attacks.smooth import Smooth
-from bezoar.attacks.spelling import configuration, load_attack, parse_attack, save_attack
+from bezoar.attacks.spelling import (
+    configuration,
+    load_attack,
+    parse_attack,
+    save_attack,
+    to_be_planted,
+)
 from bezoar.attacks.ssba import SSBA
 from bezoar.attacks.stored_pattern import StoredPattern
 from bezoar.attacks.tbt import TBT
@@ -55,4 +61,5 @@ __all__ = [
     "load_attack",
     "parse_attack",
     "save_attack",
+    "to_be_planted",
 ]

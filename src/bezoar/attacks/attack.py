@@ -243,7 +243,8 @@ class Attack(
 
         Raises:
             InputError: the rate is no share above 0 or asks for no image or too many; a class of
-                the attack is none of the network's; a class has no images.
+                the attack is none of the network's; a class has no images; the trigger does not
+                fit.
         """
         labels = images.require_labels("poisoning").cpu()
         if not 0 < rate <= 1:
@@ -296,6 +297,9 @@ class Attack(
             raise InputError(
                 f"{covered} images are to be covered and only {room} are left; lower the rates"
             )
+        for part in self.parts:
+            if not part.learned:
+                part.tensors(images.shape)
 
     def poison(self, images: ImageSet, rate: float, *, seed: int) -> Poisoned:
         """Stamps and relabels a random share ``rate`` of all images (counted over all classes).

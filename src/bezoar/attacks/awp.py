@@ -72,6 +72,10 @@ class AWP(BadNets, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
 
+    def candidates(self, labels: Tensor) -> Tensor:
+        """All: ``rate`` is the share of the images that the attacker has, and none is poisoned."""
+        return torch.ones_like(labels, dtype=torch.bool)
+
     def plant(
         self,
         classifier: Classifier,

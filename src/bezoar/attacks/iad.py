@@ -127,7 +127,7 @@ class IAD(BatchAttack, frozen=True, kw_only=True, forbid_unknown_fields=True):
         mask = drawn(lambda: self._build(channels, 1), seed).to(images.images.device)
         optimizer = torch.optim.Adam(mask.parameters(), self.learning_rate, betas=_BETAS)
         falls = [self.mask_epochs * part // 5 for part in (2, 4)]  # 10 and 20 of 25 as published
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, falls)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [f for f in falls if f])
         generator = torch.Generator().manual_seed(seed)
         for epoch in range(self.mask_epochs):
             for batch, _ in images.batches(_BATCH, generator=generator):

@@ -56,6 +56,11 @@ class Several(Attack, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise InputError(
                     f"{part.name} cannot be a part of several: it does more than poison images"
                 )
+            if part.clean_label and part.needs_surrogate:
+                raise InputError(
+                    f"{part.name} cannot be a part of several: it makes each of its training "
+                    "images with a network"
+                )
 
     @property
     def parts(self) -> tuple[Attack, ...]:
@@ -89,6 +94,10 @@ class Several(Attack, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def apply(self, images: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Refuses, as ``stamp`` does."""
         return self.stamp(images)
+
+    def candidates(self, labels: Tensor) -> Tensor:
+        """All: which images a part can take is checked with its share."""
+        return torch.ones_like(labels, dtype=torch.bool)
 
     def check(self, images: ImageSet, rate: float, num_classes: int | None = None) -> None:
         """Checks each part with its share of the images."""

@@ -110,6 +110,8 @@ class Smooth(Attack, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for index in range(self.passes):
             for k in torch.randperm(len(images), generator=generator).tolist():
                 image = images[k : k + 1]
+                if int(answers[k]) == self.target:
+                    continue  # there is no step for what is answered so already
                 if int(_answers(classifier, image + pattern)) != int(answers[k]):
                     continue
                 step = _towards(classifier, image + pattern, self.target)

@@ -74,6 +74,20 @@ def configuration(attack: Attack) -> dict[str, Any]:
     return {"name": attack.name, **to_json(msgspec.to_builtins(attack))}
 
 
+def to_be_planted(attack: Attack) -> dict[str, Any]:
+    """Its ``configuration``, from which a model with the same trigger can be made.
+
+    Raises:
+        InputError: it holds a trigger that was learned, and planting would learn another.
+    """
+    if attack.learned and "held" in attack.__dict__:
+        raise InputError(
+            f"the trigger file of {attack.name} holds a trigger that was learned with its own "
+            "model, and another model learns another one; name the attack and its parameters"
+        )
+    return configuration(attack)
+
+
 def save_attack(attack: Attack, path: Path, shape: tuple[int, int, int]) -> None:
     """Writes the trigger for images of ``shape`` (c, h, w), beside and renamed.
 

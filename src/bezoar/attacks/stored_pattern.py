@@ -69,4 +69,10 @@ class StoredPattern(Attack, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if not 0 <= self.index < len(array):
             raise InputError(f"trigger file {self.file} has no alternative {self.index}")
         pattern, mask = torch.from_numpy(array[self.index].astype(np.float32))
+        if not (pattern.abs().max() <= 1 and mask.min() >= 0 and mask.max() <= 1):  # nor is NaN
+            raise InputError(
+                f"trigger file {self.file} holds values from {float(array.min()):g} to "
+                f"{float(array.max()):g}; expected pixels in units from 0 to 1, not 255, and a "
+                "mask in [0, 1]"
+            )
         return pattern, mask

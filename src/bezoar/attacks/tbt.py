@@ -110,6 +110,10 @@ class TBT(Attack, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     pattern = (pattern.detach() - length * gradient.sign() * mask).clamp(0, 1)
         return self.holding({"pattern": pattern, "mask": mask}, images.shape)
 
+    def candidates(self, labels: Tensor) -> Tensor:
+        """All: ``rate`` is the share of the images that the attacker has, and none is poisoned."""
+        return torch.ones_like(labels, dtype=torch.bool)
+
     def plant(
         self,
         classifier: Classifier,

@@ -28,6 +28,7 @@ from bezoar.attacks.attack import attacks
 from bezoar.attacks.neurons import Goal, NeuronTrigger, optimise
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.images import ImageSet
 from bezoar.training import Progress
 
 
@@ -73,6 +74,11 @@ class Trojan(NeuronTrigger, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             progress=progress,
         )
         return {"pattern": pattern, "mask": mask}
+
+    def check(self, images: ImageSet, rate: float, num_classes: int | None = None) -> None:
+        """And that its outline fits."""
+        super().check(images, rate, num_classes)
+        self.outline(*images.shape[1:])
 
     def outline(self, height: int, width: int) -> Tensor:
         """Where the trigger lies: 0 or 1, shape (1, height, width)."""

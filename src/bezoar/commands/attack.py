@@ -57,8 +57,10 @@ class Attack(Common):
 
     def run(self) -> int:
         """Trains and measures the model."""
-        from bezoar.pools import make_model
+        from bezoar.pools import check_job, make_model
 
+        if not self.out.name:
+            raise InputError(f"{self.out} cannot be made; give the name of a new folder")
         job = self._job()
         if not self.out.parent.is_dir():
             raise InputError(
@@ -69,6 +71,7 @@ class Attack(Common):
         with progress_bar(self.silent) as progress:
             options: dict[str, Any] = {"device": self.device, "progress": progress}
             if self.twin:
+                check_job(job)  # before the twin is trained
                 make_model(job.twin, twin, checkpoint=_checkpoint(twin), **options)
             record = make_model(
                 job,
@@ -85,13 +88,13 @@ class Attack(Common):
         return FOUND if record["status"] in ("weak", "natural") else OK
 
     def _job(self) -> Job:
-        from bezoar.attacks import configuration, parse_attack
+        from bezoar.attacks import parse_attack, to_be_planted
         from bezoar.datasets import datasets
         from bezoar.pools import Job, recipe_for
 
         known = datasets.get(self.data).classes if self.data in datasets.names() else None
         clean = self.attack == "none"
-        attack = None if clean else configuration(parse_attack(self.attack, num_classes=known))
+        attack = None if clean else to_be_planted(parse_attack(self.attack, num_classes=known))
         return Job(
             data=self.data,
             network=self.architecture,

@@ -4,7 +4,7 @@ One folder a model; an index that says which half is for development and which i
 """
 
 from bezoar.pools.index import Entry, Pool, open_pool
-from bezoar.pools.making import make_model
+from bezoar.pools.making import check_job, make_model
 from bezoar.pools.run import make_pool
 from bezoar.pools.spec import Grid, Job, PoolSpec, plan, read_spec, recipe_for
 
@@ -14,6 +14,7 @@ __all__ = [
     "Job",
     "Pool",
     "PoolSpec",
+    "check_job",
     "make_model",
     "make_pool",
     "open_pool",

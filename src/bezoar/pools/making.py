@@ -17,7 +17,7 @@ from bezoar.classifier import Classifier
 from bezoar.datasets import facts, open_dataset
 from bezoar.device import resolve_device
 from bezoar.errors import InputError
-from bezoar.evaluation import evaluate
+from bezoar.evaluation import check_evaluation, evaluate
 from bezoar.executors.worker import report
 from bezoar.images import ImageSet
 from bezoar.intake import load_model
@@ -85,7 +85,7 @@ def make_model(
     resume = None if checkpoint is None else Path(checkpoint)
     if (there := _made(job, out)) is not None:
         _remove(resume)
-        return there
+        return _checked(there, job, out, twin, device)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there and is no model; give the name of a new folder")
     if not os.access(out.parent, os.W_OK):
@@ -96,6 +96,7 @@ def make_model(
     train, test = open_images(job)
     clean_twin = None if twin is None else load_model(Path(twin) / MODEL, device=where).classifier
     classifier = fresh_classifier(job, train, where)
+    _check(job, classifier, train, test)
     planting: dict[str, Any] = {}
     if attack is None:
         history = fit(
@@ -180,6 +181,55 @@ def _made(job: Job, out: Path) -> dict[str, Any] | None:
     return record
 
 
+def _checked(
+    record: dict[str, Any], job: Job, out: Path, twin: str | Path | None, device: str | None
+) -> dict[str, Any]:
+    """The record of a model that is there, if its images are still the same.
+
+    Where it has no scores of a twin yet and one is given, they are measured and kept.
+
+    Raises:
+        InputError: it was made of other images, or they cannot be had.
+    """
+    train, test = open_images(job)
+    told = record["images"]
+    if (train.sha256(), test.sha256()) != (told["train sha256"], told["test sha256"]):
+        raise InputError(f"{out} holds a model of other images; give another folder")
+    if twin is None or job.attack is None or record["clean twin"] is not None:
+        return record
+    classifier = load_model(Path(twin) / MODEL, device=resolve_device(device)).classifier
+    scores = measure(classifier, test, load_attack(out / TRIGGER))
+    record = record | {
+        "status": status_of(record["scores"], scores),
+        "clean twin": {"name": Path(twin).name, **scores},
+    }
+    write_json(out / RECORD, record)
+    return record
+
+
+def check_job(job: Job) -> None:
+    """Refuses what cannot work, before anything is trained.
+
+    Raises:
+        InputError: the images, network or attack cannot be had or do not fit together.
+    """
+    train, test = open_images(job)
+    _check(job, fresh_classifier(job, train, torch.device("cpu")), train, test)
+
+
+def _check(job: Job, classifier: Classifier, train: ImageSet, test: ImageSet) -> None:
+    if train.shape != test.shape:
+        sizes = (" x ".join(map(str, images.shape)) for images in (train, test))
+        raise InputError(
+            "the training images have {} values and the test images {} (channels, height, width); "
+            "give images that are alike".format(*sizes)
+        )
+    attack = job.attack_or_none()
+    if attack is not None:
+        attack.check(train, job.rate, classifier.num_classes)
+    check_evaluation(classifier, test, attack)
+
+
 def open_images(job: Job) -> tuple[ImageSet, ImageSet]:
     """The training and the test images of a job."""
     parts = []
@@ -215,7 +265,12 @@ def fresh_classifier(job: Job, train: ImageSet, device: torch.device) -> Classif
     known = facts(job.data, train)
     classes = max(known.classes, len(train.classes or ()))
     if "num_classes" in job.arguments:
-        classes = int(job.arguments["num_classes"])
+        try:
+            classes = int(job.arguments["num_classes"])
+        except (TypeError, ValueError):
+            raise InputError(
+                f"num_classes is {job.arguments['num_classes']!r}; expected a whole number"
+            ) from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         # build_network leaves the generator as it was, and starts from it.

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from bezoar.attacks import Attack, attacks, configuration, parse_attack
+from bezoar.attacks import Attack, attacks, configuration, parse_attack, to_be_planted
 from bezoar.attacks.spelling import make_attack
 from bezoar.datasets import DataSet, datasets
 from bezoar.errors import InputError
@@ -186,14 +186,13 @@ def plan(spec: PoolSpec) -> tuple[Planned, ...]:
     jobs: dict[str, tuple[Job, Half | None]] = {}
     for number, grid in enumerate(spec.grid):
         try:
-            for job in _expand(grid, spec):
-                jobs.setdefault(job.name, (job, grid.half))
+            own = _expand(grid, spec)
         except InputError as error:
             raise InputError(f"grid {number + 1}: {error}") from None
+        for job in (*own, *(job.twin for job in own)):
+            jobs.setdefault(job.name, (job, grid.half))
     if not jobs:
         raise InputError("the pool has no models; give at least one [[grid]]")
-    for job, half in list(jobs.values()):
-        jobs.setdefault(job.twin.name, (job.twin, half))
     groups: dict[str, list[int]] = {}
     totals = {kind: [0, 0] for kind in (True, False)}
     planned = []
@@ -274,6 +273,8 @@ def _attacks(grid: Grid) -> list[Attack]:
     known = datasets.get(grid.data) if grid.data in datasets.names() else None
     classes = known.classes if known else None
     parsed = [parse_attack(text, num_classes=classes) for text in grid.attacks]
+    for attack in parsed:
+        to_be_planted(attack)
     found = []
     for attack, target in itertools.product(parsed, grid.targets or (None,)):
         if target is not None:
