@@ -105,7 +105,8 @@ def _removed(runs: Sequence[Row]) -> str:
     count = sum(is_removed(_asr(r), _drop(r)) for r in runs)
     return (
         f"By the usual mark (an ASR of at most {100 * REMOVED_ASR:g} % for at most "
-        f"{100 * REMOVED_DROP:g} points of accuracy) it removes {count} of {len(runs)} backdoors."
+        f"{100 * REMOVED_DROP:g} points of accuracy) it removes the backdoor in {count} of "
+        f"{len(runs)} runs, on {len({r['model'] for r in runs})} backdoored models."
     )
 
 

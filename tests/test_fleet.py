@@ -183,6 +183,43 @@ def test_what_cannot_be_used_is_named_by_its_line_before_any_work(text, said, fi
     assert "\n" not in str(refused.value)
 
 
+def test_a_way_up_from_a_linked_folder_is_that_of_the_system(files, tmp_path):
+    """``current`` leads into a release: ``current/../planted.toml`` lies in that, not beside it."""
+    release = tmp_path / "releases" / "7"
+    (release / "jobs").mkdir(parents=True)
+    for folder, model in ((release, "planted"), (tmp_path, "twin")):
+        shutil.copy(files / f"{model}.safetensors", folder / "m.safetensors")
+        shutil.copy(files / "clean.npz", folder / "clean.npz")
+    (tmp_path / "current").symlink_to(release / "jobs")
+    text = f"model,images,{','.join(FACTS)}\n../m.safetensors,../clean.npz,"
+    (release / "jobs" / "m.csv").write_text(text + ",".join(FACTS.values()) + "\n")
+    (row,) = read_manifest(tmp_path / "current" / "m.csv")
+    assert Path(row.files["weights"]).samefile(release / "m.safetensors")
+    (name,) = _names([row], ScanOptions())
+    (tmp_path / "clean.npz").unlink()  # the one that is not meant
+    assert list(_names([row], ScanOptions())) == [name]
+    shutil.copy(files / "test.npz", release / "clean.npz")
+    assert list(_names([row], ScanOptions())) != [name]
+
+
+def test_only_a_line_s_end_ends_a_row(files):
+    name = "a\u2028b\x0c.safetensors"
+    shutil.copy(files / "twin.safetensors", files / name)
+    text = f"model,images,{','.join(FACTS)}\r\n{name},clean.npz,{','.join(FACTS.values())}\r\n"
+    (files / "odd.csv").write_text(text, newline="")
+    (row,) = read_manifest(files / "odd.csv")
+    assert row.model == name and row.line == 2
+
+
+def test_a_record_s_name_is_no_longer_than_a_file_s_may_be(files, manifest, tmp_path):
+    long = "\u9577" * 81 + ".safetensors"  # 255 bytes
+    shutil.copy(files / "twin.safetensors", files / long)
+    path = manifest(row(long, **FACTS))
+    (name,) = _names(read_manifest(path), ScanOptions())
+    (tmp_path / f"{name}.json").touch()
+    assert name.startswith("\u9577" * 60)
+
+
 def test_a_manifest_that_is_no_text_or_not_there(files):
     with pytest.raises(InputError, match=r"none\.csv cannot be read: No such file"):
         read_manifest(files / "none.csv")

@@ -120,7 +120,7 @@ RUNS = [
 def test_a_method_is_shown_by_attack_and_says_where_it_fails(script):
     text = script("page_tables").by_attack(RUNS)
     assert text.startswith("5 of 7 runs are done, 1 failed, 1 is still to be done.")
-    assert "it removes 1 of 4 backdoors" in text
+    assert "it removes the backdoor in 1 of 4 runs, on 3 backdoored models." in text
     # seeds of a model are averaged first: (0.75 + 0.15) / 2
     failing = "**It fails on** [`sig`](../attacks/sig.md) (45.0 % left, 10.0 points lost)."
     assert failing in text

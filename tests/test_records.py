@@ -4,10 +4,11 @@ import os
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bezoar.errors import InputError
-from bezoar.records import read_toml, write_bytes, write_text
+from bezoar.records import read_toml, write_bytes, write_json, write_text
 
 FULL = Path("/dev/full")
 
@@ -35,6 +36,21 @@ def test_a_link_stays_and_what_it_leads_to_is_renewed(tmp_path):
 def test_what_is_no_text_is_spelled_out(tmp_path):
     write_text(tmp_path / "a", "é w\udcff")
     assert (tmp_path / "a").read_bytes() == "é w\\udcff".encode()
+
+
+def test_what_is_no_text_is_spelled_out_in_json_too(tmp_path):
+    write_json(tmp_path / "a", {"w\udcff": ["w\udcff.pt", "é", "✓"]})
+    assert msgspec.json.decode((tmp_path / "a").read_bytes()) == {
+        "w\\udcff": ["w\\udcff.pt", "é", "✓"]
+    }
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/below/a"])
+def test_a_name_that_no_file_can_have_is_one_sentence(name, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"be written: (File name too long|Not a directory)"):
+        write_text(tmp_path / name, "a")
+    assert names(tmp_path) == ["file"]
 
 
 def test_two_writers_do_not_meet(tmp_path):

@@ -4,6 +4,7 @@ import torch
 from test_training import SHORT, bars, classifier, same, state
 from torch import nn
 
+from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.training import BatchHook, Recipe, fit
 
@@ -20,6 +21,31 @@ def stop_after(epochs):
             raise Stopped
 
     return before
+
+
+class Halved(nn.Module):
+    """As many weights whatever ``parts`` is."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts, self.fc = parts, nn.Linear(36, 2)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1) / self.parts)
+
+
+def test_a_checkpoint_of_another_network_with_the_same_shapes_is_refused(tmp_path):
+    def of(parts=1, **scale):
+        torch.manual_seed(0)
+        return Classifier(Halved(parts), **{"mean": 0.5, "std": 0.5, **scale})
+
+    file = tmp_path / "checkpoint"
+    with pytest.raises(Stopped):
+        fit(of(), bars(), LONG, seed=3, checkpoint=file, before_epoch=stop_after(1))
+    for other in (of(parts=2), of(mean=0.4), of(std=0.4)):
+        with pytest.raises(InputError, match="other images, network"):
+            fit(other, bars(), LONG, seed=3, checkpoint=file)
+    fit(of(), bars(), LONG, seed=3, checkpoint=file)
 
 
 class Noise(BatchHook):

@@ -170,6 +170,23 @@ def test_a_link_is_named_after_its_target_unless_that_lies_elsewhere(tmp_path):
         assert [one["location"]["uri"] for one in run["artifacts"]] == ["blob", "outside.pt"]
 
 
+def test_a_way_up_from_a_linked_folder_is_that_of_the_system(tmp_path):
+    here, store = tmp_path / "here", tmp_path / "store"
+    for folder in (here, here / "models", store / "jobs"):
+        folder.mkdir(parents=True)
+    (store / "a.pt").touch()
+    (here / "a.pt").touch()
+    (here / "linked").symlink_to(store)
+    (here / "models" / "current").symlink_to(store / "jobs")
+    run = run_of(
+        found(str(here / "linked" / "a.pt")),
+        found(str(here / "models" / "current" / ".." / "a.pt")),
+        base=here,
+    )
+    places = [one["location"]["uri"] for one in run["artifacts"]]
+    assert places == ["linked/a.pt", (store / "a.pt").as_uri()]
+
+
 def test_a_file_that_is_scanned_twice_is_one_artifact():
     run = run_of(found(images="a"), found(images="b"), found("/m/c.pt"), failed())
     assert [a["location"]["uri"] for a in run["artifacts"]] == [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import secrets
 import tempfile
 import time
@@ -34,6 +35,7 @@ from bezoar.networks.architectures import sources_beside
 from bezoar.records import make_folder, to_json, write_json
 
 KIND = "scan of a manifest"
+LONGEST_STEM = 200  # bytes; a file name has at most 255
 Finished = Callable[[str, int, int], None]
 """Called with the name of a finished model, the number of finished ones, and of all."""
 
@@ -249,8 +251,14 @@ def _names(rows: Sequence[Row], options: ScanOptions) -> dict[str, Row]:
             facts["architecture"] = row.description.architecture.rpartition(":")[2]
         made_from = json.dumps([settings, content, facts, row.pattern], sort_keys=True)
         digest = hashlib.sha256(made_from.encode()).hexdigest()
-        named[_unused(f"{Path(row.path).stem}-{digest[:12]}", named)] = row
+        named[_unused(f"{_short(Path(row.path).stem)}-{digest[:12]}", named)] = row
     return named
+
+
+def _short(stem: str) -> str:
+    """The beginning of a long name, so that a file can be named by it and what follows it."""
+    raw = os.fsencode(stem)
+    return stem if len(raw) <= LONGEST_STEM else raw[:LONGEST_STEM].decode(errors="ignore")
 
 
 def _nulls() -> dict[str, str]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ import msgspec
 from bezoar.errors import InputError
 from bezoar.intake import ModelDescription
 from bezoar.intake.description import describe, read_fields
+from bezoar.places import place_of
 
 FACTS = ("architecture", "mean", "std", "input_size", "classes")
 COLUMNS = ("model", "images", *FACTS)
@@ -82,7 +83,7 @@ def read_manifest(
         raise InputError(f"the manifest {path} cannot be read: {reason}") from error
     rows: list[Row] = []
     refused: dict[int, str] = {}
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = _header(path, next(reader, []))
         for cells in reader:
@@ -149,8 +150,7 @@ def _row(
         what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
         raise InputError(f"{what}; give a model.toml or a file with weights")
     is_toml = path.suffix.lower() == ".toml"
-    # a link keeps its own name, which says more than that of a file in some store
-    weights = os.path.abspath(path)  # noqa: PTH100
+    weights = str(place_of(path))
     fields = read_fields(path) if is_toml else {"weights": weights}
     description = describe({**fields, **given, **own}, str(path))
     source = str(folder / cells["images"]) if "images" in cells else images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,13 +17,17 @@ from bezoar.errors import InputError
 def to_json(value: Any) -> Any:
     """The same record with plain lists, and None for infinite and NaN numbers, as JSON needs it.
 
+    What is no text, as a file name in another encoding, is spelled out.
+
     >>> to_json({"norms": (1.5, float("inf"))})
     {'norms': [1.5, None]}
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {to_json(str(key)): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     return value
@@ -40,7 +45,7 @@ def write_json(path: Path, record: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 beside ``path`` and renames, so that no half file is ever there.
 
-    What is no text, as a file name in another encoding, is spelled out.
+    What is no text is spelled out, as in ``to_json``.
 
     Raises:
         InputError: nothing can be written there.
@@ -64,24 +69,25 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         InputError: nothing can be written there.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file in it")
-    special = path.exists() and not path.is_file()
-    place = path if special else Path(os.path.realpath(path))
-    partial = beside(place)
     try:
-        if special:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the name of a file in it")
+        if path.exists() and not path.is_file():  # a pipe or a device
             path.write_bytes(content)
             return
-        partial.write_bytes(content)
-        partial.replace(place)
+        place = Path(os.path.realpath(path))
+        partial = beside(place)
+        try:
+            partial.write_bytes(content)
+            partial.replace(place)
+        finally:
+            with contextlib.suppress(OSError):  # what kept it from being written is told
+                partial.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written: {error.strerror or error}; give a file in an existing "
             "folder that you may write to"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

@@ -125,9 +125,10 @@ class Checkpoint:
         self.path, self.state, self.fingerprint = path, state, ""
         if path is None:
             return
-        shapes = {name: list(t.shape) for name, t in state.network.state_dict().items()}
         plain = json.dumps(
-            msgspec.to_builtins({"facts": facts, "images": images.sha256(), "shapes": shapes}),
+            msgspec.to_builtins(
+                {"facts": facts, "images": images.sha256(), "network": _outline(state.network)}
+            ),
             sort_keys=True,
         )
         self.fingerprint = hashlib.sha256(plain.encode()).hexdigest()
@@ -158,6 +159,23 @@ class Checkpoint:
             content = {"fingerprint": self.fingerprint, "state": self.state.state_dict()}
             torch.save(content, buffer)
             write_bytes(self.path, buffer.getvalue())
+
+
+def _outline(network: nn.Module) -> dict[str, Any]:
+    """What tells two networks apart before their weights do: modules, plain settings and shapes.
+
+    Shapes alone do not: a transformer has the same ones with other heads.
+    """
+    modules = {
+        name: {
+            "type": type(module).__qualname__,
+            **{k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)},
+            "training": None,  # a mode and no setting
+        }
+        for name, module in network.named_modules()
+    }
+    shapes = {name: list(t.shape) for name, t in network.state_dict().items()}
+    return {"modules": modules, "shapes": shapes}
 
 
 def _floats(network: nn.Module) -> dict[str, Tensor]:

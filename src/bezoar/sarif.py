@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import bezoar
+from bezoar.places import place_of
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -184,8 +185,8 @@ def _place(base: Path, file: str) -> dict[str, Any]:
 
     Code hosts know a file by its own path and not by that of a link.
     """
-    given = Path(os.path.normpath(base / file))
-    for path, root in ((given.resolve(), base.resolve()), (given, base)):
+    given, top = place_of(base / file), base.resolve()
+    for path, root in ((given.resolve(), top), (given, place_of(base)), (given, top)):
         if path.is_relative_to(root):
             inside = os.fsencode(path.relative_to(root).as_posix())
             return {"uri": urllib.parse.quote(inside), "uriBaseId": ROOT}

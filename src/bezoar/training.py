@@ -157,7 +157,8 @@ def fit(
         _compiled(network, recipe.compile),
     ):
         run = TrainingState(network, optimizer, generator, hook, recipe.ema)
-        facts = {"recipe": recipe, "seed": seed, "what": what, **hook.facts()}
+        scale = {"mean": list(classifier.mean), "std": list(classifier.std)}
+        facts = {"recipe": recipe, "seed": seed, "what": what, **scale, **hook.facts()}
         saved = Checkpoint(checkpoint, run, images, facts)
         for epoch in range(run.epochs, recipe.epochs):
             started = time.perf_counter()

@@ -1,11 +1,12 @@
 """What a grid may say, and what it may not."""
 
+import msgspec
 import pytest
 
 from bezoar.bench import read_grid
-from bezoar.bench.grid import chosen
+from bezoar.bench.grid import BenchGrid, chosen, open_grid_pool
 from bezoar.errors import InputError
-from bezoar.pools import open_pool
+from bezoar.pools import Entry, Grid, Pool, PoolSpec, open_pool, plan
 
 pytestmark = pytest.mark.xdist_group("bench")  # they share a pool
 
@@ -39,6 +40,45 @@ BAD = {
     "an unknown half": ({"halves": '["both"]'}, "halves"),
     "text for a list": ({"seeds": '"0"'}, "seeds"),
 }
+
+
+def test_a_pool_that_was_described_otherwise_lends_only_what_the_grid_describes(
+    tmp_path, monkeypatch
+):
+    def described(*targets):
+        grid = Grid(
+            data="digits",
+            networks=("bezoar:small-cnn",),
+            attacks=("bad-nets:size=2",),
+            targets=targets,
+            rates=(0.1,),
+            seeds=(0,),
+        )
+        spec = PoolSpec(grid=(grid,))
+        return BenchGrid(pool=spec, methods=("clp",)), plan(spec)
+
+    def entry(one):
+        attack = one.job.attack["name"] if one.job.attack else None
+        return Entry(
+            name=one.job.name, half=one.half, status="clean", data="digits", network="n",
+            attack=attack, acc=0.9,
+        )  # fmt: skip
+
+    _, before = described(1)
+    made = Pool(folder=tmp_path, entries=tuple(map(entry, before)), failed={"another": "why"})
+    monkeypatch.setattr("bezoar.bench.grid.open_pool", lambda _folder: made)
+    now, planned = described(1, 5)
+    found = open_grid_pool(now, tmp_path)
+    (new,) = (one.job.name for one in planned if one.job.attack and one.job.attack["target"] == 5)
+    assert found.entries == made.entries and found.waiting == (new,) and found.failed == {}
+    changed, _ = described(5)
+    found = open_grid_pool(changed, tmp_path)
+    assert [one.attack for one in found.entries] == [None] and found.waiting == (new,)
+    other = msgspec.structs.replace(
+        changed, pool=PoolSpec(grid=(msgspec.structs.replace(changed.pool.grid[0], seeds=(7,)),))
+    )
+    with pytest.raises(InputError, match="no model that this grid describes; call `bezoar bench"):
+        open_grid_pool(other, tmp_path)
 
 
 @pytest.mark.parametrize("what", BAD)

@@ -3,10 +3,11 @@
 import csv
 import io
 
+import msgspec
 import pytest
 
 from bezoar.bench.grid import BenchGrid
-from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE, Plan, PlannedRun, Run
+from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE, Plan, PlannedRun, Run, control_of
 from bezoar.bench.summary import summarise
 from bezoar.bench.table import comma_separated, markdown
 from bezoar.pools import Entry
@@ -213,6 +214,38 @@ def test_the_spread_between_seeds_compares_the_same_models():
     results = {one.key: record(0.9, asr) for one, asr in zip(runs, (0.0, 0.0, 0.9), strict=True)}
     (row,) = summarise(plan, results)["rows"]
     assert row["der"]["seed_std"] == pytest.approx(0.0)
+
+
+def test_a_method_that_is_a_control_by_another_name_stays_one():
+    """A run has one address, and the method comes first."""
+    plain = control_of(20)
+    ft = planned(ONE, "ft")
+    run = msgspec.structs.replace(
+        ft.run, method={"name": "ft", **plain.configuration()}, public=None
+    )
+    ft, anp = msgspec.structs.replace(ft, run=run), planned(ONE, "anp")
+    plan = Plan(grid=GRID, runs=(ft, anp), entries=(ONE,))
+    results = {ft.key: record(0.88, 0.7, seconds=16), anp.key: record(0.86, 0.2, seconds=10)}
+    rows = {row["label"]: row for row in summarise(plan, results)["rows"]}
+    assert rows["anp"]["same_compute"]["der"] == pytest.approx((0.3 - 0.02 + 1) / 2)
+
+
+def test_where_no_setting_kept_the_accuracy_the_oracle_has_the_method_s_own():
+    good = {"setting": "t=0.5", "after": {"asr": rate(0.0)}, "der": rate(0.95)}
+    none = {"setting": None, "reason": "every setting costs a tenth of the accuracy or more"}
+    one, two = planned(ONE, "anp"), planned(TWO, "anp")
+    plan = Plan(grid=GRID, runs=(one, two), entries=(ONE, TWO))
+    results = {
+        one.key: record(0.86, 0.4, oracle=good),
+        two.key: record(0.7, 0.8, oracle=none),
+    }
+    (row,) = summarise(plan, results)["rows"]
+    own = (0.2 - 0.2 + 1) / 2
+    assert row["oracle"]["der"]["mean"] == pytest.approx((0.95 + own) / 2)
+    assert row["oracle"]["asr_after"]["mean"] == pytest.approx(0.4)
+    assert row["oracle"]["runs"] == 2
+    (row,) = summarise(plan, {two.key: results[two.key]})["rows"]
+    assert "oracle" not in row
 
 
 def test_the_oracle_has_columns_of_its_own():

@@ -23,7 +23,7 @@ import msgspec
 from bezoar.errors import InputError
 from bezoar.methods import Method
 from bezoar.methods.spelling import parse_method
-from bezoar.pools import Pool, PoolSpec, open_pool
+from bezoar.pools import Pool, PoolSpec, open_pool, plan
 from bezoar.pools.index import Entry, Status
 from bezoar.pools.spec import Half, refuse_unknown
 from bezoar.records import read_toml
@@ -184,8 +184,27 @@ def chosen(grid: BenchGrid, pool: Pool) -> tuple[Entry, ...]:
 
 
 def open_grid_pool(grid: BenchGrid, made: Path) -> Pool:
-    """The pool of a grid, which must be there already: its own folder, or ``made``."""
-    return open_pool(grid.pool if isinstance(grid.pool, str) else made)
+    """The pool of a grid, which must be there already: its own folder, or ``made``.
+
+    Of ``made`` the models count that the grid describes, and those that it lacks are still to be
+    made: the description may have changed since, or other grids have models there.
+
+    Raises:
+        InputError: there is no pool, or none of its models is of this grid.
+    """
+    if isinstance(grid.pool, str):
+        return open_pool(grid.pool)
+    pool = open_pool(made)
+    planned = [one.job.name for one in plan(grid.pool)]
+    entries = tuple(entry for entry in pool.entries if entry.name in planned)
+    if pool.entries and not entries:
+        raise InputError(
+            f"{made} holds no model that this grid describes; call `bezoar bench run` first"
+        )
+    failed = {name: why for name, why in pool.failed.items() if name in planned}
+    done = {entry.name for entry in entries} | failed.keys()
+    waiting = tuple(name for name in planned if name not in done)
+    return msgspec.structs.replace(pool, entries=entries, failed=failed, waiting=waiting)
 
 
 def _passes(grid: BenchGrid, entry: Entry) -> bool:

@@ -205,6 +205,12 @@ def control_label(epochs: int) -> str:
     return f"ft:recipe.epochs={epochs}"
 
 
+def control_of(epochs: int) -> FineTuning:
+    """That fine-tuning."""
+    plain = FineTuning()
+    return replace(plain, recipe=replace(plain.recipe, epochs=epochs))
+
+
 def _columns(grid: BenchGrid, parsed: dict[str, Method]) -> Iterator[tuple[int, str, Method, Role]]:
     """(budget, label, method, role), methods before controls in every budget."""
     free = [(text, m) for text, m in parsed.items() if takes_no_task_image(m)]
@@ -216,11 +222,8 @@ def _columns(grid: BenchGrid, parsed: dict[str, Method]) -> Iterator[tuple[int, 
         for text, method in parsed.items():
             if not takes_no_task_image(method):
                 yield budget, text, method, "method"
-        plain = FineTuning()
         for epochs in grid.control_epochs:
-            recipe = replace(plain.recipe, epochs=epochs)
-            control = replace(plain, recipe=recipe)
-            yield budget, control_label(epochs), control, "control"
+            yield budget, control_label(epochs), control_of(epochs), "control"
 
 
 def _files(folder: Path, entry: Entry, *, twin: str | None) -> dict[str, str]:

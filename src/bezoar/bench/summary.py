@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE, Plan, PlannedRun
+from bezoar.bench.runs import CLEAN_TWIN, NO_DEFENSE, Plan, PlannedRun, control_of
 from bezoar.metrics import defense_effectiveness
 
 REMOVED_ASR, REMOVED_DROP = 0.10, 0.05  # what counts as a success (metrics.md of the field)
@@ -139,11 +139,9 @@ def _compare(run: RunRow, before: RunRow | None) -> None:
 
 def _control_keys(plan: Plan) -> set[str]:
     """Plain fine-tuning of the grid's lengths, also where a method of the grid is just that."""
-    lengths: list[dict[str, Any]] = []
-    for one in plan.runs:
-        if one.role == "control" and one.run.method not in lengths:
-            lengths.append(one.run.method)
-    return {one.key for one in plan.runs if one.run.method in lengths}
+    controls = map(control_of, plan.grid.control_epochs)
+    lengths = [{"name": control.name, **control.configuration()} for control in controls]
+    return {one.key for one in plan.runs if one.role == "control" or one.run.method in lengths}
 
 
 def _counts(run: RunRow) -> bool:
@@ -198,15 +196,20 @@ def _row(
     row["worst_attack"] = {"attack": name, "der": worst["der"]}
     if row["role"] == "method" and images:
         row["same_compute"] = _same_compute(counted, controls)
-    if known := [run for run in counted if "after" in run.get("oracle", {})]:
+    asked = [run for run in counted if "oracle" in run]
+    if any("after" in run["oracle"] for run in asked):
         row["oracle"] = {
-            "der": _mean(known, lambda run: run["oracle"]["der"]["value"], worst=min),
-            "asr_after": _mean(
-                known, lambda run: run["oracle"]["after"]["asr"]["value"], worst=max
-            ),
-            "runs": len(known),
+            "der": _mean(asked, lambda run: _der(_by_oracle(run)), worst=min),
+            "asr_after": _mean(asked, lambda run: _asr(_by_oracle(run)), worst=max),
+            "runs": len(asked),
         }
     return row
+
+
+def _by_oracle(run: RunRow) -> RunRow:
+    """What the oracle's choice comes to: the run's own where no setting kept the accuracy."""
+    chosen: RunRow = run["oracle"]
+    return chosen if "after" in chosen else run
 
 
 def _about(runs: Sequence[RunRow]) -> dict[str, Any]:

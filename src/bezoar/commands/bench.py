@@ -101,8 +101,8 @@ class BenchRun:
 class BenchTable:
     """Tables of the results that are there: Markdown, CSV, and an HTML leaderboard.
 
-    Exit code 0: every run has a result. 1: some are missing or failed; the tables say which. 2: the
-    grid is not usable.
+    Exit code 0: every run has a result. 1: some are missing or failed, or a model of the grid is
+    not there; the tables say which. 2: the grid is not usable.
 
     Attributes:
         grid: the TOML file that `bezoar bench run` was given.
@@ -150,7 +150,7 @@ class BenchTable:
                 write_leaderboard(folder, summary, there)
                 if not silent:
                     say(f"Tables: {folder / 'index.html'}, table.md, runs.csv")
-        return OK if counts["done"] == counts["planned"] else FOUND
+        return OK if counts["done"] == counts["planned"] and not plan.unmade else FOUND
 
 
 def _folder(grid: Path, out: Path | None) -> Path:

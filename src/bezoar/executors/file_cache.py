@@ -19,6 +19,8 @@ from typing import IO, Any
 
 import msgspec
 
+from bezoar.places import place_of
+
 BLOCK = 32 << 20
 KEPT = 20 << 30  # bytes of copies that stay on a machine for later tasks
 
@@ -49,7 +51,7 @@ def pack(path: Path, put: Callable[[Any], Any], pattern: str | None = None) -> P
     Raises:
         OSError: there is nothing, it cannot be read, or it changed meanwhile.
     """
-    path = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its own name)
+    path = place_of(path)
     entries = listing(path, pattern)
     digest = hashlib.sha256(json.dumps([path.name, entries]).encode())
     blocks = []
