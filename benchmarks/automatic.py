@@ -23,6 +23,9 @@ it: ``summary`` tells the half without ``sig`` as well. It looked at every netwo
 and the p-values of all witnesses were combined anew. The six runs whose suspects that changed
 (``sig``, and three of third-party networks that lost a second suspect) were run again; the others
 are as they were, and their seconds and rescans are those of the other six witnesses.
+Then ``weights`` and ``mm-bd`` came to look for two targets that hide each other. Both looked at
+every network again. The five runs whose suspects that changed (a second suspect each, on two
+third-party networks) were run again; in the others only the p-values are new.
 Each run is written to ``results/automatic.json`` at once, and a rerun does only what is missing.
 """
 

@@ -16,13 +16,16 @@ import torch
 from pool_methods import clean_accuracy, parts
 
 from bezoar import networks
+from bezoar.attacks import Attack
 from bezoar.classifier import Classifier
 from bezoar.datasets import open_dataset
 from bezoar.demo import load_digits
+from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
 from bezoar.training import Recipe, fit
 
 CLEAN_IMAGES = 500
+POISON_RATE = 0.1
 RECIPE = Recipe(
     epochs=6,
     batch_size=64,
@@ -114,7 +117,12 @@ def pairs(digits: ImageSet, count: int, *, seed: int) -> ImageSet:
 
 
 def null_network(
-    task: str, number: int, keep: Path | None = None, *, kind: int | None = None
+    task: str,
+    number: int,
+    keep: Path | None = None,
+    *,
+    kind: int | None = None,
+    attack: Attack | None = None,
 ) -> tuple[Classifier, ImageSet, dict[str, Any]]:
     """A network without a backdoor, at most 500 clean images for it, and its facts.
 
@@ -123,11 +131,15 @@ def null_network(
         number: its seed, of all that is drawn.
         keep: a folder where trained networks are kept, and taken from where they are there.
         kind: which of the task's networks; by default they take turns.
+        attack: gives it a backdoor after all, on a tenth of its training images; ``asr`` is then
+            among the facts. Keep such networks in a folder of their own.
     """
     how = TASKS[task]
     name, arguments = how.kinds[(number if kind is None else kind) % len(how.kinds)]
     train, rest, test = image_sets(task, number)
     train = train.sample(min(how.images, len(train)), seed=number)
+    if attack is not None:
+        train = attack.poison(train, POISON_RATE, seed=number).images
     classes = int(train.require_labels("counting classes").max()) + 1
     pixels = train.images.float() / 255
     mean = tuple(pixels.mean((0, 2, 3)).tolist())
@@ -156,4 +168,6 @@ def null_network(
         "classes": classes,
         "acc": clean_accuracy(classifier, test)["value"],
     }
+    if attack is not None:
+        facts["asr"] = evaluate(classifier, test, attack).asr
     return classifier, clean, facts

@@ -1,5 +1,6 @@
 """What the record of a scan says, from evidence made by hand."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -11,6 +12,7 @@ from bezoar.methods import Evidence
 from bezoar.methods.generated_trigger import GeneratedTrigger
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.votes import Votes, reading
+from bezoar.power import combined_power_sentence
 from bezoar.records import to_json
 from bezoar.scan_record import scan_record
 from bezoar.statistics import mad_outliers, small_outliers
@@ -180,6 +182,16 @@ def test_no_witness_borrows_the_measured_power_of_another():
     assert both.startswith("The p-values of 2 witnesses are combined by their harmonic mean")
     assert "False alarms and power were measured of tac alone, not of " in both
     assert "Measured on small digit networks" in both
+
+
+def test_the_power_of_a_scan_is_told_with_the_images_that_it_was_measured_with():
+    with_labels = ("tac", "bti-dbf", "rnp", "neural-cleanse", "plane-waves", "weights", "mm-bd")
+    said = functools.partial(combined_power_sentence, with_labels, many=False)
+    for images, fewer in ((100, True), (500, False), (800, False)):
+        told = said(images=images)
+        assert "test, each with 500 clean images, " in told
+        assert (f"This scan had {images}; fewer images find less." in told) is fewer
+    assert "clean images, " not in combined_power_sentence(["mm-bd", "weights"], many=False)
 
 
 def test_no_setting_borrows_the_measured_power_of_another():

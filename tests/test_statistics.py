@@ -11,6 +11,7 @@ from bezoar.statistics import (
     critical_score,
     critical_value,
     mad_outliers,
+    one_or_two_small,
     small_outliers,
     student_t_cdf,
 )
@@ -90,6 +91,58 @@ def test_scale_and_shift_change_nothing(values, scale):
 def test_critical_score_needs_enough_values():
     with pytest.raises(InputError, match="at least 4"):
         critical_score(3, 0.05)
+
+
+# -- one outlier or two ---------------------------------------------------------------------------
+
+
+def test_two_that_mask_each_other_get_the_second_one_s_p_value_without_the_first():
+    values = np.random.default_rng(3).normal(5, 0.3, 12)
+    values[[4, 7]] = 1, 1.2
+    found = one_or_two_small(values.tolist())
+    others = np.delete(values, [4, 7])
+    for k in (4, 7):
+        t = (values[k] - others.mean()) / (others.std(ddof=1) * math.sqrt(1 + 1 / 10))
+        assert found.scores[k] == pytest.approx(t)
+    pair = 11 * scipy.stats.t.cdf(found.scores[7], 9)  # Grubbs' among the 11 that are not class 4
+    assert found.p_values[4] == found.p_values[7] == pytest.approx((1 + 3 / 12) * pair)
+    assert found.p_values[7] < 1e-3 < 0.05 < min(small_outliers(values.tolist()).p_values)
+
+
+def test_a_lone_outlier_loses_no_more_than_the_second_look_costs():
+    values = np.random.default_rng(4).normal(5, 1, 10)
+    values[3] = -5
+    once, twice = small_outliers(values.tolist()), one_or_two_small(values.tolist())
+    assert twice.scores[3] == once.scores[3]
+    assert twice.p_values[3] == pytest.approx(1.3 * once.p_values[3]) and once.p_values[3] < 1e-4
+    assert min(np.delete(twice.p_values, 3)) > 0.05
+
+
+@pytest.mark.parametrize("classes", [5, 10, 43, 200])
+def test_false_alarms_stay_at_the_level_although_it_looks_twice(classes):
+    generator = np.random.default_rng(5)
+    alarms = sum(
+        min(one_or_two_small(generator.normal(4, 1, classes).tolist()).p_values) < 0.05
+        for _ in range(2000)
+    )
+    assert 0.03 < alarms / 2000 < 0.07  # as for Grubbs' test
+
+
+def test_three_still_mask_each_other():
+    values = [0.9, 1.0, 1.1, 5.0, 5.2, 4.9, 5.1, 4.8, 5.3, 5.0]
+    assert min(one_or_two_small(values).p_values) > 0.05
+
+
+def test_few_infinite_and_equal_values_are_no_pair():
+    four = [1.0, 5.0, 5.1, 4.9]
+    assert one_or_two_small(four) == small_outliers(four)
+    with_infinite = one_or_two_small([1.0, math.inf, 1.2, 5.1, 4.9, math.nan, 5.2, 5.0])
+    without = one_or_two_small([1.0, 1.2, 5.1, 4.9, 5.2, 5.0])
+    assert with_infinite.p_values[1] == with_infinite.p_values[5] == 1
+    assert [with_infinite.p_values[k] for k in (0, 2)] == pytest.approx(without.p_values[:2])
+    assert set(one_or_two_small([0.3] * 10).p_values) == {1.0}
+    assert one_or_two_small([0.1, 0.1] + [0.3] * 9).p_values[:2] == (0.0, 0.0)
+    assert min(one_or_two_small([0.1, 0.1] + [0.3] * 9).p_values[2:]) == 1
 
 
 # -- the anomaly index -----------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
     if len(clean) < count:
         raise InputError(
             f"there are {len(clean)} clean images and {count} classes; give at least one image of "
-            "each class"
+            "each class, or none at all: what needs no image looks then"
         )
     notices = list(getattr(clean, "notices", ()))
     if clean.labels is None:
@@ -56,7 +56,8 @@ def check_input(classifier: Classifier, clean: ImageSet) -> list[str]:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise InputError(
             f"no clean image shows class {shown}{more}; give at least one image of each of the "
-            f"{count} classes"
+            f"{count} classes (folders count in the order of their names, unless the model names "
+            "its classes)"
         )
     logits = _finite_logits(classifier, clean)
     answers = logits.argmax(1).cpu()

@@ -13,6 +13,7 @@ from bezoar.metrics import rate
 
 SOURCE = "data/power.json"  # written by benchmarks/false_alarms.py
 TOGETHER = "data/scan_power.json"  # written by benchmarks/scan_power.py
+CLEAN_IMAGES = 500  # with which it looked at backdoored networks
 
 
 @functools.cache
@@ -35,12 +36,13 @@ def power_sentence() -> str:
     )
 
 
-def combined_power_sentence(names: Sequence[str], *, many: bool) -> str | None:
+def combined_power_sentence(names: Sequence[str], *, many: bool, images: int = 0) -> str | None:
     """What was measured of several witnesses together; None where these were not.
 
     Args:
         names: of the witnesses.
         many: of networks with more than 100 classes, or of the others.
+        images: that were given to witnesses that look at them; 0 where none does.
 
     >>> combined_power_sentence(["mm-bd", "weights"], many=False).startswith("Measured: of ")
     True
@@ -64,24 +66,26 @@ def combined_power_sentence(names: Sequence[str], *, many: bool) -> str | None:
     if many:
         told += " Power was not measured of networks with so many classes."
     elif "held-out" in found:
-        told += _found_of(found["held-out"])
+        told += _found_of(found["held-out"], images)
     return f"{told} Other kinds of networks and attacks can differ much."
 
 
-def _found_of(power: dict[str, Any]) -> str:
-    """How many backdoored networks that nobody tuned on were found."""
+def _found_of(power: dict[str, Any], images: int) -> str:
+    """How many backdoored networks that nobody tuned on were found, and with how many images."""
+    shown = f", each with {CLEAN_IMAGES} clean images," if images else ","
     told = (
         f" Of {power['flagged']['count']} backdoored networks that had no part in choosing the "
-        f"test, {_share(power['flagged'])} were flagged, {_share(power['right'])} with the right "
-        f"class first{_drawn(power['seeds'])}."
+        f"test{shown} {_share(power['flagged'])} were flagged, {_share(power['right'])} with the "
+        f"right class first{_drawn(power['seeds'])}."
     )
-    new = power.get("new attacks")
-    if new is None:
-        return told
-    return (
-        f"{told} Of the {new['flagged']['count']} of them whose {new['attacks']} attacks had no "
-        f"part in it either, {_share(new['flagged'])}."
-    )
+    if (new := power.get("new attacks")) is not None:
+        told += (
+            f" Of the {new['flagged']['count']} of them whose {new['attacks']} attacks had no "
+            f"part in it either, {_share(new['flagged'])}."
+        )
+    if 0 < images < CLEAN_IMAGES:
+        told += f" This scan had {images}; fewer images find less."
+    return told
 
 
 @functools.cache

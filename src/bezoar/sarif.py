@@ -43,7 +43,7 @@ _TEXTS = {  # what it says, what that means, what to do
         "A statistic lies outside what models without a backdoor show, without a trigger that "
         "is proven to work.",
         "See the evidence with bezoar scan --report, and scan again with more clean images, or "
-        "with further --methods.",
+        "with what its notes ask for.",
     ),
     "nothing found": (
         "The scan of the model found nothing.",

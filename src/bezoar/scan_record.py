@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from bezoar.combining import MANY, as_measured, corrected_p_values
-from bezoar.methods import RNP, Evidence
+from bezoar.methods import RNP, Evidence, methods
 from bezoar.methods.generated_trigger import GeneratedTrigger, GeneratedTriggers
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.methods.recovered import Recovered
@@ -70,7 +70,7 @@ def scan_record(
         ],
         "found_by": [evidence[judgement.deciding[k]].method for k in judgement.suspects],
         "levels": msgspec.structs.asdict(levels),
-        "power": " ".join(_limits_of(judgement, evidence)),
+        "power": " ".join(_limits_of(judgement, evidence, images)),
         "statistic": statistics[judgement.deciding[judgement.ranking[0]]],
         "evidence": [
             _evidence_record(e, statistic, judgement.suspects)
@@ -80,11 +80,11 @@ def scan_record(
     }
 
 
-def _limits_of(judgement: Judgement, evidence: Sequence[Evidence]) -> list[str]:
+def _limits_of(judgement: Judgement, evidence: Sequence[Evidence], images: int) -> list[str]:
     """What is known of how often such a verdict is wrong."""
     combined = judgement.combined
     told = [combined.in_words()] if combined.witnesses > 1 or combined.contradicted else []
-    told.append(_power(evidence))
+    told.append(_power(evidence, images))
     if judgement.verdict is Verdict.NOTHING_FOUND:
         told.append(_no_proof(evidence))
     return told
@@ -186,7 +186,7 @@ def _named(chosen: Sequence[int], classes: Sequence[str]) -> str:
     return f"class{'es' if len(chosen) > 1 else ''} {', '.join(classes[k] for k in chosen)}"
 
 
-def _power(evidence: Sequence[Evidence]) -> str:
+def _power(evidence: Sequence[Evidence], images: int) -> str:
     """What was measured of this choice of witnesses; nothing is lent from one to another."""
     names = [e.method for e in evidence]
     if len(evidence[0].p_values) < FEWEST_CLASSES:
@@ -195,7 +195,10 @@ def _power(evidence: Sequence[Evidence]) -> str:
     if measured and names == [MEASURED]:
         return power_sentence()
     many = len(evidence[0].p_values) > MANY
-    together = combined_power_sentence(names, many=many) if measured else None
+    together = None
+    if measured:
+        looked = any(methods.get(name).needs != "nothing" for name in names)
+        together = combined_power_sentence(names, many=many, images=images if looked else 0)
     if together is not None:
         return together
     if MEASURED not in names or len(names) == 1:

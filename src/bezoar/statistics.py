@@ -6,12 +6,16 @@ Grubbs' one-sided test (Grubbs 1950): each value against the mean and spread of 
 Student t, corrected for the number of classes. ``mad_outliers`` gives the field's older index (the
 distance from the median in MADs) the null that it lacks. ``harmonic_mean`` puts the p-values of
 several tests together that are not independent (Wilson 2019, PNAS 116:1195).
+
+Two values that are about as small mask each other in Grubbs' test: each widens the spread that the
+other is held against. ``one_or_two_small`` looks once more without the smallest.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -52,27 +56,62 @@ def small_outliers(values: Sequence[float]) -> Outliers:
     >>> round(outliers.scores[0], 2), outliers.p_values[0] < 1e-6, outliers.p_values[1]
     (-16.7, True, 1.0)
     """
-    finite = [v for v in values if math.isfinite(v)]
-    scores, p_values = [math.nan] * len(values), [1.0] * len(values)
-    m = len(finite)
-    if m < FEWEST_CLASSES:
-        return Outliers(tuple(scores), tuple(p_values))
-    centre = sum(finite) / m
+    everything = np.array(values, dtype=np.float64)
+    taking_part = np.isfinite(everything)
+    scores, p_values = np.full(len(values), math.nan), np.ones(len(values))
+    m = int(taking_part.sum())
+    if m >= FEWEST_CLASSES:
+        scores[taking_part] = _studentised(everything[taking_part])
+        # Student's lower tail holds more than the normal one: above its quantile p is 1.
+        for k in np.flatnonzero(scores < statistics.NormalDist().inv_cdf(1 / m)):
+            p_values[k] = min(1.0, m * student_t_cdf(float(scores[k]), m - 2))
+    return Outliers(tuple(scores.tolist()), tuple(p_values.tolist()))
+
+
+def _studentised(values: np.ndarray) -> np.ndarray:
+    """T of each of m finite values, as in ``small_outliers``."""
+    m = len(values)
+    centre = float(values.mean())
     # Deviations from the common mean keep the digits that a difference of two sums would lose.
-    total, squares = sum(v - centre for v in finite), sum((v - centre) ** 2 for v in finite)
-    for k, value in enumerate(values):
-        if not math.isfinite(value):
-            continue
-        others_mean = (total - (value - centre)) / (m - 1)
-        others_squares = squares - (value - centre) ** 2 - (m - 1) * others_mean**2
-        spread = math.sqrt(max(0.0, others_squares) / (m - 2) * (1 + 1 / (m - 1)))
-        gap = value - centre - others_mean
-        if spread <= 1e-12 * max(abs(centre), abs(gap), 1e-300):
-            scores[k] = 0.0 if abs(gap) <= 1e-12 * abs(centre) else math.copysign(math.inf, gap)
-        else:
-            scores[k] = gap / spread
-        p_values[k] = min(1.0, m * student_t_cdf(scores[k], m - 2))
-    return Outliers(tuple(scores), tuple(p_values))
+    deviations = values - centre
+    others_mean = (deviations.sum() - deviations) / (m - 1)
+    others_squares = (deviations**2).sum() - deviations**2 - (m - 1) * others_mean**2
+    spread = np.sqrt(others_squares.clip(min=0) / (m - 2) * (1 + 1 / (m - 1)))
+    gap = deviations - others_mean
+    equal = spread <= 1e-12 * np.maximum(np.abs(gap), max(abs(centre), 1e-300))
+    lone = np.where(np.abs(gap) <= 1e-12 * abs(centre), 0.0, np.copysign(math.inf, gap))
+    return np.where(equal, lone, gap / np.where(equal, 1.0, spread))
+
+
+def one_or_two_small(values: Sequence[float]) -> Outliers:
+    """Grubbs' test, and once more without the smallest value: two that mask each other are seen.
+
+    The many-outlier test of Rosner 1983 (Technometrics 25:165) for at most two outliers. Where the
+    second smallest value is an outlier among all but the smallest, both are, and both get its
+    p-value if that is below their own; their scores leave out the other one. Looking twice makes
+    more false alarms: of m independent normal values 1.6, 1.3 and 1.02 times as many for m = 5, 10
+    and 43 (simulated). So all p-values are multiplied by 1 + 3 / m (ours), which is at least that.
+    Values are smallest first in the sense of ``small_outliers``, which is used for fewer than five
+    finite ones.
+
+    >>> two = [1.0, 1.1, 5.2, 4.9, 5.1, 4.8, 5.3, 5.0, 4.7, 5.4]
+    >>> [round(p, 2) for p in small_outliers(two).p_values[:2]]  # each masks the other
+    [0.17, 0.21]
+    >>> max(one_or_two_small(two).p_values[:2]) < 1e-5
+    True
+    """
+    once = small_outliers(values)
+    finite = sorted((k for k, v in enumerate(values) if math.isfinite(v)), key=values.__getitem__)
+    m = len(finite)
+    if m <= FEWEST_CLASSES:
+        return once
+    scores, p_values = list(once.scores), list(once.p_values)
+    without = {k: small_outliers([*values[:k], math.inf, *values[k + 1 :]]) for k in finite[:2]}
+    pair = without[finite[0]].p_values[finite[1]]
+    for k, other in (finite[:2], finite[1::-1]):
+        if pair < p_values[k]:
+            scores[k], p_values[k] = without[other].scores[k], pair
+    return Outliers(tuple(scores), tuple(min(1.0, (1 + 3 / m) * p) for p in p_values))
 
 
 def mad_outliers(values: Sequence[float]) -> Outliers:

@@ -19,16 +19,17 @@ Ours: Adam with a falling step, which reaches about the same margins in a tenth 
 three starts, all classes side by side; inputs are projected into [0, 1] after each step, where the
 code clamps what the network sees; no early end where a step gains little. **The test is ours**: the
 code fits a Gamma distribution to all margins but the largest. Here the square roots of the margins
-are compared, each against the other classes (Grubbs' one-sided test, ``statistics``): margins of
-networks without a backdoor are skewed, more so with many classes, so that untransformed ones give
-false alarms, and logarithms hide the smaller backdoors. The root was chosen on the development half
-of our pool. A class that no input leads to (r_k <= 0) counts as 0.
+are compared, each against the other classes (Rosner's test for one or two outliers,
+``statistics``): margins of networks without a backdoor are skewed, more so with many classes, so
+that untransformed ones give false alarms, and logarithms hide the smaller backdoors. The root was
+chosen on the development half of our pool. A class that no input leads to (r_k <= 0) counts as 0.
 
 Assumes one target class, or a few among many. Data: none; only the size of the inputs is needed.
 Known failures: triggers that the network answers with no more certainty than real images (smooth,
-low-frequency ones; WaNet), and faint noise in small networks; several target classes hide each
-other; three classes or fewer cannot be tested; the climbed input is no trigger, so this witness
-never proves anything alone. An attacker who bounds the activations while training lowers r_k.
+low-frequency ones; WaNet), and faint noise in small networks; more than two target classes hide
+each other; three classes or fewer cannot be tested; the climbed input is no trigger, so this
+witness never proves anything alone. An attacker who bounds the activations while training lowers
+r_k.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.method import Evidence, Method, Needs, methods
 from bezoar.methods.progress_parts import part_of
-from bezoar.statistics import small_outliers
+from bezoar.statistics import one_or_two_small
 from bezoar.training import Progress, no_progress
 from bezoar.wording import Words
 
@@ -137,7 +138,7 @@ class MMBD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 parts.append(self.climb(classifier, drawn.to(classes.device), classes, part))
         margins = torch.cat(parts).double().reshape(count, self.starts)
         largest = margins.amax(1)
-        outliers = small_outliers((-largest.clamp(min=0).sqrt()).tolist())
+        outliers = one_or_two_small((-largest.clamp(min=0).sqrt()).tolist())
         progress(_WHAT, 1.0)
         record: dict[str, Any] = {
             "paper": self.paper,
@@ -152,8 +153,9 @@ class MMBD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             scores=outliers.scores,
             p_values=outliers.p_values,
             null=(
-                "square roots of the margins, each against the other classes: Student's t with "
-                "C - 2 degrees of freedom, corrected for picking the largest of C (Grubbs' test)"
+                "square roots of the margins, each against the other classes, and against these "
+                "without the largest: Student's t, corrected for picking one or two of C (Rosner's "
+                "test)"
             ),
             record=record,
             words=_WORDS,

@@ -11,8 +11,9 @@ an unusually small one is the suspect. This is TAC's question (how small a chang
 leads into k?) asked of the weights alone, in the largest feature instead of the length, with the
 mean class for a rival.
 
-The test: the lifts of the classes against each other, Grubbs' one-sided test (``statistics``).
-Lifts are sums of many weights, and taken as normal.
+The test: the lifts of the classes against each other, Rosner's test for one or two outliers, so
+that two targets do not hide each other (``statistics``). Lifts are sums of many weights, and taken
+as normal.
 
 Sources: Fields et al. 2021, "Trojan Signatures in DNN Weights", arXiv 2109.02836, of which
 the abstract was at hand, tell a target class by the distribution of its row, above all by its mean.
@@ -27,8 +28,8 @@ Assumes that features rise (as after ReLU) and that the training data had about 
 each class. Known failures: **a class that had three times as many training images as the others is
 flagged as if it were a target**, nothing in the weights tells the two apart; triggers that poison
 few images, or that keep the labels, leave the row as it is; a row can be scaled back after
-training; several target classes hide each other; three classes or fewer cannot be tested. Nothing
-is recovered, so this witness never proves anything alone.
+training; more than two target classes hide each other; three classes or fewer cannot be tested.
+Nothing is recovered, so this witness never proves anything alone.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from torch import Tensor
 from bezoar.classifier import Classifier
 from bezoar.images import ImageSet
 from bezoar.methods.method import Evidence, Method, Needs, methods
-from bezoar.statistics import small_outliers
+from bezoar.statistics import one_or_two_small
 from bezoar.training import Progress, no_progress
 from bezoar.wording import Words
 
@@ -95,7 +96,7 @@ class Weights(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             classifier.trace(clean.shape)
         weight = classifier.head.weight
         lifts = lifts_above_mean(weight).tolist()
-        outliers = small_outliers([-lift for lift in lifts])
+        outliers = one_or_two_small([-lift for lift in lifts])
         progress(_WHAT, 1.0)
         record: dict[str, Any] = {
             "paper": self.paper,
@@ -112,8 +113,8 @@ class Weights(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             p_values=outliers.p_values,
             null=(
                 "the reciprocals (how far a rise of all features by 1 lifts a class), each against "
-                "the other classes: Student's t with C - 2 degrees of freedom, corrected for "
-                "picking the largest of C (Grubbs' test)"
+                "the other classes, and against these without the largest: Student's t, corrected "
+                "for picking one or two of C (Rosner's test)"
             ),
             record=record,
             words=_WORDS,
