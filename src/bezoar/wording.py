@@ -150,6 +150,9 @@ SHIFT = Words(
     known="four fifths of the images",
 )
 
+# Of a test that looks for one unusual class or two (``statistics.one_or_two_small``).
+ONE_OR_TWO = "corrected for having picked one or two of {classes}"
+
 # A mask and a pattern in pixel space, judged by the size of the mask (Neural Cleanse).
 PATCH = Words(
     value="patch",

@@ -114,3 +114,4 @@ def test_a_scan_tells_it_in_its_own_words(digits):
     assert finding.verdict.value == "suspicious"  # nothing is recovered that could prove it
     told = json.dumps(to_json(finding.record))
     assert "largest margin that an input gives the class" in told
+    assert "corrected for having picked one or two of 10" in told

@@ -89,3 +89,4 @@ def test_a_scan_tells_it_in_its_own_words(digits):
     told = json.dumps(to_json(finding.record))
     assert "lifts the class by 1 above the mean class" in told
     assert "standard deviations beyond the other classes" in told
+    assert "corrected for having picked one or two of 10" in told

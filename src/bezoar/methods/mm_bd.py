@@ -50,7 +50,7 @@ from bezoar.methods.method import Evidence, Method, Needs, methods
 from bezoar.methods.progress_parts import part_of
 from bezoar.statistics import one_or_two_small
 from bezoar.training import Progress, no_progress
-from bezoar.wording import Words
+from bezoar.wording import ONE_OR_TWO, Words
 
 MOST_CLASSES = 100  # with more, networks without a backdoor contradict its test (``scan_null``)
 _WHAT = "MM-BD: climbing the margins of all classes"
@@ -59,6 +59,7 @@ _WORDS = Words(
     absent="no margin",
     absence="no input was found that leads to it",
     scores="standard deviations beyond the other classes",
+    judged=ONE_OR_TWO,
     unusual="can be answered with unusual certainty",
     exceeds="can be answered with more certainty than backdoor-free models show",
     looks_for="some input makes the network unusually sure of",

@@ -45,7 +45,7 @@ from bezoar.images import ImageSet
 from bezoar.methods.method import Evidence, Method, Needs, methods
 from bezoar.statistics import one_or_two_small
 from bezoar.training import Progress, no_progress
-from bezoar.wording import Words
+from bezoar.wording import ONE_OR_TWO, Words
 
 _WHAT = "reading the last layer's weights"
 _WORDS = Words(
@@ -53,6 +53,7 @@ _WORDS = Words(
     absent="no rise",
     absence="no rise of the features lifts it above the mean class",
     scores="standard deviations beyond the other classes",
+    judged=ONE_OR_TWO,
     unusual="has unusually strong weights in the last layer",
     exceeds="has stronger weights in the last layer than backdoor-free models show",
     looks_for="has stronger weights in the last layer than the others",
