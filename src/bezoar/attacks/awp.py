@@ -97,7 +97,6 @@ class AWP(BadNets, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         classifier.trace(images.shape)
         self.check(images, rate, classifier.num_classes)
-        self.stamp(images.images[:1].float() / 255)
         start_clean(
             classifier,
             images,
