@@ -18,14 +18,22 @@ were measured again. The audit of what would be kept came last: 18 runs were mea
 (their trials hold ``exposed``), it refused no repair, and the others stand as they were.
 The proofs of ``tac`` were computed again when its shift came to be tried on images that it was not
 made from: no verdict changed.
-``plane-waves`` came last, and was made after ``sig`` had never been found, on other networks with
-it: ``summary`` tells the half without ``sig`` as well. It looked at every network with its images,
+``plane-waves`` was made after ``sig`` had never been found, on other networks with it: ``summary``
+tells the half without ``sig`` as well. It looked at every network with its images,
 and the p-values of all witnesses were combined anew. The six runs whose suspects that changed
 (``sig``, and three of third-party networks that lost a second suspect) were run again; the others
 are as they were, and their seconds and rescans are those of the other six witnesses.
 Then ``weights`` and ``mm-bd`` came to look for two targets that hide each other. Both looked at
 every network again. The five runs whose suspects that changed (a second suspect each, on two
 third-party networks) were run again; in the others only the p-values are new.
+``smooth-pattern`` came last, and became a witness after ``adap-blend`` had been missed at one of
+three draws; that it would see it was tried on another network with it, so ``summary`` leaves this
+attack out, too. It looked at every network with its images, and all p-values were combined anew.
+What it recovers of a suspect is what ``clean`` had looked for anyway, so a run stands as it is
+where its suspects and this are as before. The five where they are not (the adaptive blend that is
+found now, one smooth pattern less in ``awp``, a second suspect less in a third-party network at two
+draws, another class first in a clean network under precaution) were run again; the seconds and
+rescans of the others are those of seven witnesses.
 Each run is written to ``results/automatic.json`` at once, and a rerun does only what is missing.
 """
 

@@ -30,13 +30,13 @@ from witness_looking import look
 from bezoar.executors import Task
 from bezoar.pools import open_pool
 from bezoar.records import to_json, write_json, write_text
+from bezoar.scanning import WITNESSES
 
 RESULTS = Path(__file__).parent / "results" / "scan_null.json"
 NETWORKS = {"digits": 18, "pairs": 10, "cifar10": 9, "gtsrb": 6, "twelve signs": 4}
 NULL = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_null.json"
 VERSION = 3
 LEARNED = 0.5  # smallest accuracy of a network that counts
-WITNESSES = ("tac", "bti-dbf", "rnp", "neural-cleanse", "plane-waves", "weights", "mm-bd")
 
 
 @dataclass

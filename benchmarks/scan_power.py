@@ -20,24 +20,36 @@ from typing import Any
 import torch
 from result_file import result_head
 from scan_null import RESULTS as WITNESSED
-from scan_null import WITNESSES, null_networks
+from scan_null import null_networks
 
 from bezoar.combining import MANY, smallest_of, tail_factor
 from bezoar.metrics import auroc, rate
 from bezoar.records import write_json
-from bezoar.scanning import FEW_CLASSES, WITHOUT_IMAGES
+from bezoar.scanning import FEW_CLASSES, WITHOUT_IMAGES, WITNESSES
 from bezoar.statistics import harmonic_mean
 
 FOLDER = Path(__file__).parent / "results"
 POWER = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_power.json"
+WITHOUT_LABELS = tuple(w for w in WITNESSES if w not in ("rnp", "plane-waves"))
+AFTER_A_REPAIR = tuple(w for w in WITNESSES if w not in WITHOUT_IMAGES)
 CHOICES = {
     "all witnesses": WITNESSES,
     "no images": WITHOUT_IMAGES,
-    "no labels": tuple(w for w in WITNESSES if w not in ("rnp", "plane-waves")),
-    "after a repair": tuple(w for w in WITNESSES if w not in WITHOUT_IMAGES),
+    "no labels": WITHOUT_LABELS,
+    "after a repair": AFTER_A_REPAIR,
+} | {
+    f"{name}, small images": tuple(w for w in chosen if w != "smooth-pattern")
+    for name, chosen in {
+        "all witnesses": WITNESSES,
+        "no labels": WITHOUT_LABELS,
+        "after a repair": AFTER_A_REPAIR,
+    }.items()
 }
 LEVELS = (0.05, 0.01)
-MADE_AFTER = {"sig"}  # attacks that a witness was made after, on other networks with them
+MADE_AFTER = {
+    "adap-blend",
+    "sig",
+}  # attacks that a witness was made after, on other networks with them
 
 
 def factor_of(networks: list[dict[str, Any]], witnesses: Sequence[str]) -> float:

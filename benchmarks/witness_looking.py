@@ -23,6 +23,7 @@ from bezoar.images import ImageSet
 from bezoar.methods import Evidence, methods
 from bezoar.proving import Prover
 from bezoar.reference_classes import narrowed
+from bezoar.scanning import LARGE_IMAGES, unfit_witnesses
 
 TRIED = 3  # of each witness's classes, most unusual first, what it recovered is tried
 
@@ -60,6 +61,8 @@ def look(
         started, used = time.perf_counter(), time.process_time()
         method = narrowed(methods.get(witness)(), seen, classifier.num_classes, seed=0)
         try:
+            if witness in LARGE_IMAGES and witness in (unfit := unfit_witnesses(classifier, clean)):
+                raise InputError(unfit[witness])
             evidence = method.inspect(classifier, clean, seed=0, progress=report)
         except InputError as error:  # a scan leaves it out; here it says nothing of any class
             figures = _refused(str(error), classifier.num_classes)

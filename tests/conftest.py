@@ -20,7 +20,7 @@ from bezoar.methods import RNP, BtiDbf
 from bezoar.methods.bti_dbf_decoupling import Decoupling
 from bezoar.methods.bti_dbf_inversion import GeneratorInversion
 from bezoar.methods.neural_cleanse_schedule import Inversion
-from bezoar.methods.smooth_pattern import SmoothInversion
+from bezoar.methods.smooth_inversion import SmoothInversion
 from bezoar.training import fit
 from bezoar.trying import plan_for
 

@@ -109,7 +109,7 @@ def test_the_half_is_told_without_the_attack_that_a_witness_was_made_after():
     rows = summary([cleaned("a", 0), cleaned("b", 0) | {"attack": "sig", "der": 0.5}])
     assert [(row["half"], row["backdoored"], row["der"]) for row in rows] == [
         ("held-out", 2, pytest.approx(0.65)),
-        ("held-out, without sig", 1, pytest.approx(0.8)),
+        ("held-out, without adap-blend, sig", 1, pytest.approx(0.8)),
     ]
 
 

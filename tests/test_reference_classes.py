@@ -1,6 +1,8 @@
 """Which classes a dear witness looks at."""
 
-from bezoar.methods import TAC, Evidence, NeuralCleanse
+import pytest
+
+from bezoar.methods import TAC, Evidence, NeuralCleanse, SmoothPattern
 from bezoar.reference_classes import DRAWN, MOST, PICKED, looked_at_some, narrowed
 
 
@@ -9,18 +11,20 @@ def evidence(p_values):
     return Evidence("hand", "Nothing", blank, blank, tuple(p_values), "none")
 
 
-def test_few_classes_are_all_looked_at():
-    assert narrowed(NeuralCleanse(), [], MOST, seed=0) == NeuralCleanse()
+@pytest.mark.parametrize("dear", [NeuralCleanse(), SmoothPattern()])
+def test_few_classes_are_all_looked_at(dear):
+    assert narrowed(dear, [], MOST, seed=0) == dear
 
 
-def test_of_many_the_most_unusual_ones_and_some_drawn_ones_are():
+@pytest.mark.parametrize("dear", [NeuralCleanse(), SmoothPattern()])
+def test_of_many_the_most_unusual_ones_and_some_drawn_ones_are(dear):
     p_values = [1.0] * 43
     for k in (41, 7, 19, 30):
         p_values[k] = 0.01
-    chosen = narrowed(NeuralCleanse(), [evidence(p_values)], 43, seed=0).classes
+    chosen = narrowed(dear, [evidence(p_values)], 43, seed=0).classes
     assert len(set(chosen)) == PICKED + DRAWN and {41, 7, 19, 30} <= set(chosen)
-    again = narrowed(NeuralCleanse(), [evidence(p_values)], 43, seed=0).classes
-    other = narrowed(NeuralCleanse(), [evidence(p_values)], 43, seed=1).classes
+    again = narrowed(dear, [evidence(p_values)], 43, seed=0).classes
+    other = narrowed(dear, [evidence(p_values)], 43, seed=1).classes
     assert chosen == again and chosen != other and {41, 7, 19, 30} <= set(other)
 
 

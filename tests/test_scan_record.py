@@ -15,6 +15,7 @@ from bezoar.methods.votes import Votes, reading
 from bezoar.power import combined_power_sentence
 from bezoar.records import to_json
 from bezoar.scan_record import scan_record
+from bezoar.scanning import WITNESSES
 from bezoar.statistics import mad_outliers, small_outliers
 from bezoar.verdict import Levels, judge
 from bezoar.wording import FALLBACK, GENERATED, PATCH, Words
@@ -185,8 +186,7 @@ def test_no_witness_borrows_the_measured_power_of_another():
 
 
 def test_the_power_of_a_scan_is_told_with_the_images_that_it_was_measured_with():
-    with_labels = ("tac", "bti-dbf", "rnp", "neural-cleanse", "plane-waves", "weights", "mm-bd")
-    said = functools.partial(combined_power_sentence, with_labels, many=False)
+    said = functools.partial(combined_power_sentence, WITNESSES, many=False)
     for images, fewer in ((100, True), (500, False), (800, False)):
         told = said(images=images)
         assert "test, each with 500 clean images, " in told

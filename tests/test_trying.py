@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from typing import ClassVar
 
 import pytest
@@ -460,20 +461,44 @@ def test_an_unusual_smooth_pattern_is_unlearned_and_another_one_judges(digits, m
     known, held_out = digits.clean.split(0.8, seed=0)
     seeds = []
 
-    def unusual(classifier, images, classes, settings, *, seed, progress=None):
-        assert classifier is digits.planted and images is known and tuple(classes) == (4,)
+    def unusual(classifier, images, classes, settings, *, suspects, seed):
+        assert classifier is digits.planted and images is known
+        assert tuple(classes) == tuple(suspects) == (4,)
         seeds.append(seed)
         return AdditivePatterns((4,), torch.full((1, 1, 8, 8), 0.1), torch.tensor([0.1]), 2.0)
 
     monkeypatch.setattr(surviving, "unusual_smooth", unusual)
     given = evidence(Patch(digits.attack))
     survivors = Survivors(digits.planted, [given], [4], known, held_out, seed=0)
-    assert [t.witness for t in survivors.triggers] == ["hand", "smooth pattern"]
-    assert "smooth pattern again" in [t.witness for t in survivors.judging]
+    assert [t.witness for t in survivors.triggers] == ["hand", "smooth-pattern"]
+    assert "smooth-pattern again" in [t.witness for t in survivors.judging]
     assert len(set(seeds)) == 2
     monkeypatch.setattr(surviving, "unusual_smooth", lambda *_, **__: None)
     usual = Survivors(digits.planted, [given], [4], known, held_out, seed=0)
-    assert "smooth pattern" not in {t.witness for t in usual.judging}
+    assert "smooth-pattern" not in {t.witness for t in usual.judging}
+
+
+def test_a_smooth_pattern_that_the_scan_looked_for_is_not_looked_for_again(digits, monkeypatch):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    asked = []
+
+    def unusual(classifier, images, classes, settings, *, suspects, seed):
+        asked.append(tuple(classes))
+
+    monkeypatch.setattr(surviving, "unusual_smooth", unusual)
+    found = AdditivePatterns((4,), torch.full((1, 1, 8, 8), 0.1), torch.tensor([0.1]), 2.0)
+    ratios = [1.5] * 8 + [math.inf] * 2  # classes 8 and 9 were left out
+    looked = dataclasses.replace(
+        evidence(Patch(digits.attack)), method="smooth-pattern", values=tuple(ratios)
+    )
+    seen = [evidence(Patch(digits.attack)), looked]
+    survivors = Survivors(digits.planted, seen, [4, 6, 8], known, held_out, seed=0)
+    assert asked == [(8,)], "of 4 and 6 the scan knows"
+    recovered = dataclasses.replace(looked, recovered=found)
+    survivors = Survivors(digits.planted, [recovered], [4, 6], known, held_out, seed=0)
+    assert [(t.witness, t.target) for t in survivors.triggers] == [("smooth-pattern", 4)]
+    assert asked == [(8,)]
+    assert survivors.judging and asked == [(8,), (4,)], "another judges where there was one"
 
 
 def test_without_a_recovered_trigger_a_patch_is_inverted(digits, bare):

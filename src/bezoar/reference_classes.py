@@ -1,10 +1,10 @@
 """Which classes a witness looks at that costs more with every class.
 
-Neural Cleanse inverts a trigger for each class; with 43 of them that is most of a scan. Beyond
-twelve classes it looks at ten: the four that the witnesses before it find most unusual, and six
-drawn at random, against which these are compared (ours). That the four were picked makes them
-easier to reach than others in networks without a backdoor, too; the measured null was made in the
-same way, so it allows for that.
+Neural Cleanse inverts a patch for each class, and the smooth pattern another trigger; with 43 of
+them that is most of a scan. Beyond twelve classes they look at ten: the four that the witnesses
+before find most unusual, and six drawn at random, against which these are compared (ours). That the
+four were picked makes them easier to reach than others in networks without a backdoor, too; the
+measured null was made in the same way, so it allows for that.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import msgspec
 import torch
 
-from bezoar.methods import Evidence, Method, NeuralCleanse
+from bezoar.methods import Evidence, Method, NeuralCleanse, SmoothPattern
 
+BY_CLASS = (NeuralCleanse, SmoothPattern)
 MOST = 12  # classes that are all looked at
 PICKED, DRAWN = 4, 6
 SOME = PICKED + DRAWN
@@ -30,7 +31,7 @@ def narrowed(method: Method, before: Sequence[Evidence], classes: int, *, seed: 
         classes: how many there are.
         seed: of the draw.
     """
-    if not isinstance(method, NeuralCleanse) or method.classes is not None or classes <= MOST:
+    if not isinstance(method, BY_CLASS) or method.classes is not None or classes <= MOST:
         return method
     picked = sorted(range(classes), key=lambda k: _unusual(before, k))[:PICKED] if before else []
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -47,7 +48,7 @@ def looked_at_some(looking: Method, witness: Method, classes: int, *, others: bo
         classes: how many there are.
         others: whether there were witnesses before it, by which classes could be picked.
     """
-    if looking is witness or not isinstance(looking, NeuralCleanse) or looking.classes is None:
+    if looking is witness or not isinstance(looking, BY_CLASS) or looking.classes is None:
         return []
     picked = "those that the others find most unusual, and some " if others else "some "
     return [

@@ -24,6 +24,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import Evidence, Method, methods
 from bezoar.methods.mm_bd import MOST_CLASSES
+from bezoar.methods.smooth_pattern import SMALLEST
 from bezoar.proving import Prover
 from bezoar.reference_classes import looked_at_some, narrowed
 from bezoar.scan_record import scan_record, silent_witnesses
@@ -32,15 +33,28 @@ from bezoar.training import Progress, no_progress
 from bezoar.verdict import Levels, Verdict, judge
 
 # Who looks where nobody is named, in the order of the measured null: which classes Neural Cleanse
-# looks at depends on what the witnesses before it say.
-WITNESSES = ("tac", "bti-dbf", "rnp", "neural-cleanse", "plane-waves", "weights", "mm-bd")
+# and the smooth pattern look at depends on what the witnesses before it say.
+WITNESSES = (
+    "tac",
+    "bti-dbf",
+    "rnp",
+    "neural-cleanse",
+    "plane-waves",
+    "smooth-pattern",
+    "weights",
+    "mm-bd",
+)
 WITHOUT_IMAGES = ("weights", "mm-bd")
-FEW_CLASSES = ("mm-bd",)  # whose test does not hold for more than MOST_CLASSES
+FEW_CLASSES = {  # who is left out beyond MOST_CLASSES, and why
+    "mm-bd": "its test does not hold for more than {most} classes",
+    "smooth-pattern": "it was not measured on networks with more than {most} classes",
+}
+LARGE_IMAGES = ("smooth-pattern",)  # which has little to search in below SMALLEST pixels
 
 Witnesses = Sequence[str | Method]
 AUTO = "auto"  # the same, by name
 
-TOO_MANY = "The witness {name} did not look: its test does not hold for more than {most} classes."
+TOO_SMALL = "it needs images of {side}x{side} pixels"
 NO_IMAGES = (
     "No clean images were given: only the weights, and inputs that the scan makes up, were looked "
     "at, so nothing could be recovered and tried, and the verdict is never more than suspicious."
@@ -111,10 +125,9 @@ def scan(
     else:
         notices = check_input(classifier, clean)
     if is_auto(witnesses):
-        unfit = {*FEW_CLASSES} if classifier.num_classes > MOST_CLASSES else set()
-        unfit &= {w.name for w in looking}
+        unfit = unfit_witnesses(classifier, clean)
+        notices += [told for w in looking if (told := unfit.get(w.name))]
         looking = tuple(w for w in looking if w.name not in {*without, *unfit})
-        notices += [TOO_MANY.format(name=name, most=MOST_CLASSES) for name in sorted(unfit)]
     needed: Sequence[Method] = () if is_auto(witnesses) else looking
     if in_place is not None:
         looking, needed = _with_in_place(looking, in_place), [*needed, in_place]
@@ -140,6 +153,16 @@ def scan(
         judgement.deciding,
         record,
     )
+
+
+def unfit_witnesses(classifier: Classifier, clean: ImageSet | None) -> dict[str, str]:
+    """Who is not asked unless named, and a sentence why."""
+    unfit: dict[str, str] = {}
+    if classifier.num_classes > MOST_CLASSES:
+        unfit |= {name: why.format(most=MOST_CLASSES) for name, why in FEW_CLASSES.items()}
+    if clean is not None and min(clean.shape[1:]) < SMALLEST:
+        unfit |= {name: TOO_SMALL.format(side=SMALLEST) for name in LARGE_IMAGES}
+    return {name: f"The witness {name} did not look: {why}." for name, why in unfit.items()}
 
 
 def _look_with(

@@ -1,9 +1,8 @@
 """What of a backdoor survives a repair, judged without the attacker's trigger.
 
-The triggers that the scan of the *original* model recovered, every witness's for every suspect, and
-a smooth pattern where an unusually weak one leads to a suspect (``smooth_pattern``), are put on
-held-out images again: as they are, on shifted images, and shifted together with them, since a
-repair may have closed the one place where a trigger was found and not its neighbourhood. What
+The triggers that the scan of the *original* model recovered, every witness's for every suspect, are
+put on held-out images again: as they are, on shifted images, and shifted together with them, since
+a repair may have closed the one place where a trigger was found and not its neighbourhood. What
 counts is the share of images that a trigger carries into its class beyond those that the repaired
 model answers with that class anyway: else its ordinary mistakes would speak for repairs that never
 answer with the class again. A repair that unlearned just these kills them whatever it left;
@@ -13,13 +12,14 @@ well: a quick scan of it says whether a suspect still stands out, and re-exposur
 once the clean images are unlearned (``audit``), since a repair can hide what it does not remove.
 None of these is a measured attack success rate, and a repair can pass them all and leave a part of
 the backdoor. Where no witness recovered a trigger in pixel space, Neural Cleanse inverts a patch
-for each suspect.
+for each suspect; and a smooth pattern is looked for where ``smooth-pattern`` did not look.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,13 +32,14 @@ from bezoar.classifier import Classifier
 from bezoar.combining import combine
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
-from bezoar.methods import RNP, TAC, BtiDbf, Evidence, PlaneWaves
+from bezoar.methods import RNP, TAC, BtiDbf, Evidence, PlaneWaves, SmoothPattern
 from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
 from bezoar.methods.recovered import Trigger, triggers_in
 from bezoar.methods.rnp_exposure import why_silent
-from bezoar.methods.smooth_pattern import SMOOTH, SmoothInversion, unusual_smooth
+from bezoar.methods.smooth_inversion import SmoothInversion
+from bezoar.methods.smooth_pattern import unusual_smooth
 
 DEAD = 0.1  # a trigger that carries at most this share is dead
 ANEW = 101  # added to the seed of the triggers that no repair is shown
@@ -105,7 +106,7 @@ class Survival:
 class Survivors:
     """The triggers that a scan recovered for its suspects, ready to be tried on repairs.
 
-    ``triggers`` are the scan's and smooth patterns, which a repair may unlearn.
+    ``triggers`` are the scan's, and what was looked for beside them; a repair may unlearn them.
 
     Args:
         original: the suspect model.
@@ -131,7 +132,9 @@ class Survivors:
         self.pixels, _ = pixels_of(held_out, original)
         if not self.triggers:  # witnesses that look at features alone: a patch is inverted for each
             self.triggers = self._patches("neural-cleanse", seed)
-        self.triggers += self._smooth(SMOOTH, seed)
+        smooth = [e for e in evidence if e.method == SmoothPattern.name]
+        left = [k for k in suspects if not any(math.isfinite(e.values[k]) for e in smooth)]
+        self.triggers += self._smooth(SmoothPattern.name, left, seed)
 
     @functools.cached_property
     def judging(self) -> list[Trigger]:
@@ -146,8 +149,8 @@ class Survivors:
         if found is not None:
             led = [k for k in self.suspects if k in found.classes]
             others += [Trigger("bti-dbf again", k, found) for k in led]
-        if any(t.witness == SMOOTH for t in self.triggers):
-            others += self._smooth(f"{SMOOTH} again", seed)
+        smooth = [t.target for t in self.triggers if t.witness == SmoothPattern.name]
+        others += self._smooth(f"{SmoothPattern.name} again", smooth, seed)
         return [*self.triggers, *others]
 
     def after(self, repaired: Classifier) -> Survival:
@@ -218,10 +221,17 @@ class Survivors:
         found = inverted_for(self.original, self.known, self.suspects, Inversion(), seed=seed)
         return [Trigger(name, k, found) for k in self.suspects]
 
-    def _smooth(self, name: str, seed: int) -> list[Trigger]:
-        """A smooth pattern for each suspect that an unusually weak one leads to."""
+    def _smooth(self, name: str, classes: Sequence[int], seed: int) -> list[Trigger]:
+        """A smooth pattern for each of these suspects that an unusually weak one leads to."""
+        if not classes:
+            return []
         found = unusual_smooth(
-            self.original, self.known, self.suspects, SmoothInversion(), seed=seed
+            self.original,
+            self.known,
+            classes,
+            SmoothInversion(),
+            suspects=self.suspects,
+            seed=seed,
         )
         return [] if found is None else [Trigger(name, k, found) for k in found.classes]
 

@@ -224,3 +224,19 @@ WAVE = Words(
     rarely="backdoor-free models hardly ever answer a wave so surely and the class so badly",
     known="four fifths of the images",
 )
+
+# A smooth change of the whole image, judged against those into other classes (smooth pattern).
+SMOOTH = Words(
+    value="strength, in units of the next class's",
+    absent="not looked at",
+    absence="no pattern was looked for, or none leads there",
+    scores="standard deviations below the most unusual class of networks without a backdoor",
+    judged="against the most unusual class of those networks",
+    unusual="is reached by an unusually weak smooth pattern",
+    exceeds="is reached by a weaker smooth pattern than backdoor-free models show",
+    looks_for="a smooth change of the whole image leads to with unusual ease",
+    carrier="pattern",
+    means="One smooth change of the whole image",
+    rarely="backdoor-free models hardly ever show one so weak",
+    known="four fifths of the images",
+)

@@ -46,7 +46,7 @@ from bezoar.methods.rnp_recovering import Recovering
 from bezoar.methods.rnp_tuning import Tuning
 from bezoar.methods.rnp_unlearning import Unlearning
 from bezoar.methods.sau_examples import Examples
-from bezoar.methods.smooth_pattern import SmoothInversion
+from bezoar.methods.smooth_inversion import SmoothInversion
 from bezoar.methods.synthesis import Synthesis
 from bezoar.methods.universal_pattern import Ascent
 from bezoar.training import Recipe

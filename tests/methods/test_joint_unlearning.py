@@ -131,7 +131,7 @@ def test_an_unusual_smooth_pattern_is_recovered_too(digits, monkeypatch):
     pattern = AdditivePatterns((4,), torch.zeros(1, 1, 8, 8), torch.tensor([0.1]), 2.0)
     monkeypatch.setattr(joint_unlearning, "unusual_smooth", lambda *_, **__: pattern)
     triggers = replace(QUICK, target_class=4).recover(digits.planted, digits.clean, seed=0)
-    assert [t.recovered for t in triggers if t.witness == "smooth pattern"] == [pattern]
+    assert [t.recovered for t in triggers if t.witness == "smooth-pattern"] == [pattern]
     assert triggers[-1].witness == "neural-cleanse"
 
 

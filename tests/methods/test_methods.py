@@ -35,10 +35,12 @@ from bezoar.methods import (
     Method,
     PlaneWaves,
     Repair,
+    SmoothPattern,
     Weights,
     methods,
 )
 from bezoar.methods.method import Needs
+from bezoar.methods.smooth_inversion import SmoothInversion
 from bezoar.records import to_json
 from bezoar.training import Recipe, fit
 
@@ -46,6 +48,7 @@ NAMES = sorted(ROWS)
 LOOKING = {  # they remove nothing
     "mm-bd": lambda: MMBD(steps=3),
     "plane-waves": lambda: PlaneWaves(images=20),
+    "smooth-pattern": lambda: SmoothPattern(inversion=SmoothInversion(steps=3)),
     "weights": Weights,
 }
 ALL = sorted([*ROWS, *LOOKING])

@@ -1,8 +1,8 @@
-"""The weakest smooth change of the whole image that carries images into a class."""
+"""A class that a far weaker smooth change leads to than to any other."""
 
+import functools
 import math
 
-import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
@@ -10,21 +10,23 @@ from torch import nn
 
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.exponential_null import ExponentialNull
 from bezoar.images import ImageSet
-from bezoar.methods.additive_patterns import AdditivePatterns
-from bezoar.methods.smooth_pattern import (
-    SmoothInversion,
-    cosines,
-    invert_smooth,
-    unusual_smooth,
-)
+from bezoar.methods import SmoothPattern, smooth_pattern
+from bezoar.methods.smooth_inversion import SmoothInversion
+from bezoar.methods.smooth_pattern import to_the_next, unusual_smooth
+from bezoar.pipeline import scan
+from bezoar.records import to_json
+from bezoar.scanning import WITHOUT_IMAGES, WITNESSES
 
-SIDE = 16
+SIDE, LED = 16, 2
+NULL = ExponentialNull((0.6, 0.4, 0.35, 0.3, 0.2, 0.1, 0.05, 0.0))
+SHIPPED = smooth_pattern.null
 
 
-def noise(count, channels=1, seed=0):
+def noise(count, seed=0):
     draws = torch.Generator().manual_seed(seed)
-    return 0.5 + 0.1 * torch.randn(count, channels, SIDE, SIDE, generator=draws).clamp(-3, 3)
+    return 0.5 + 0.1 * torch.randn(count, 1, SIDE, SIDE, generator=draws).clamp(-3, 3)
 
 
 class Faint(nn.Module):
@@ -35,7 +37,7 @@ class Faint(nn.Module):
         draws = torch.Generator().manual_seed(3)
         rows = torch.randn(6, SIDE * SIDE, generator=draws) * 2
         rows -= rows.mean(1, keepdim=True)
-        rows[2] += slope / (SIDE * SIDE)
+        rows[LED] += slope / (SIDE * SIDE)
         self.head = nn.Linear(SIDE * SIDE, 6, bias=False)
         self.head.weight.data.copy_(rows)
 
@@ -51,61 +53,96 @@ def image_set():
     return ImageSet.from_arrays((noise(200) * 255).round().byte().numpy())
 
 
-def test_cosines_are_those_of_the_plain_formula():
-    made = cosines(SIDE, 24, 3).view(3, 3, SIDE, 24)
-    for u in range(3):
-        for v in range(3):
-            plain = np.empty((SIDE, 24))
-            for row in range(SIDE):
-                for column in range(24):
-                    plain[row, column] = math.cos(math.pi * u * (row + 0.5) / SIDE)
-                    plain[row, column] *= math.cos(math.pi * v * (column + 0.5) / 24)
-            plain /= math.sqrt((plain**2).mean())
-            assert np.allclose(made[u, v].numpy(), plain, atol=1e-5)
+@pytest.fixture(autouse=True)
+def null(monkeypatch):
+    """A null that does not change with what was measured."""
+    monkeypatch.setattr(smooth_pattern, "null", lambda: NULL)
 
 
-@pytest.mark.parametrize(("side", "expected"), [((32, 32), 64), ((8, 8), 4), ((3, 20), 5)])
-def test_cosines_are_orthogonal_and_few_on_small_images(side, expected):
-    basis = cosines(*side, 8).flatten(1)
-    assert len(basis) == expected
-    assert torch.allclose(basis @ basis.t() / basis.shape[1], torch.eye(expected), atol=1e-4)
+def test_a_faint_brightness_backdoor_is_found_recovered_and_tried():
+    planted = classifier(2000.0)
+    evidence = SmoothPattern().inspect(planted, image_set(), seed=0)
+    sizes = evidence.record["sizes"]
+    smallest, second = sorted(sizes)[:2]
+    assert sizes.index(smallest) == LED
+    assert evidence.values[LED] == pytest.approx(smallest / second) and smallest < 0.3 * second
+    assert evidence.p_values[LED] == NULL.test(math.log(second / smallest))[1] < 0.03
+    assert evidence.limit(0.05) == pytest.approx(math.exp(-NULL.critical(0.05)))
+    assert all(p == 1 for k, p in enumerate(evidence.p_values) if k != LED)
+    assert evidence.recovered.classes == (LED,)
+    assert evidence.carried_into(LED) > 0.9 and evidence.carried_into(0) is None
+    answers = planted(evidence.recovered.stamp(noise(100, seed=9), LED)).argmax(1)
+    assert float((answers == LED).float().mean()) > 0.95
+    assert "in each of 8 small networks for traffic signs" in evidence.null
+    assert "(from 0.55 to 1.00)" in evidence.null
+    to_json(evidence.record)
 
 
-def test_the_weakest_pattern_of_a_brightness_threshold_is_the_known_one():
-    def logits(x):  # class 1 where the mean is above 0.7; the images' is 0.5
-        bright = 200 * (x.mean((1, 2, 3)) - 0.7)
-        return torch.stack([-bright, bright], 1)
-
-    images = torch.full((40, 3, SIDE, SIDE), 0.5)
-    found = invert_smooth(logits, images, None, [1], SmoothInversion(steps=300), seed=0)
-    assert float(found.sizes[0]) == pytest.approx(0.2, rel=0.1)
-    change = found.patterns[0]
-    assert float(change.square().mean().sqrt()) == pytest.approx(float(found.sizes[0]), rel=1e-4)
-    assert float(change.mean()) == pytest.approx(0.2, abs=0.02)
-    assert logits((images + change).clamp(0, 1)).argmax(1).eq(1).all()
+def test_its_twin_is_like_others_and_nothing_is_recovered():
+    evidence = SmoothPattern().inspect(classifier(0.0), image_set(), seed=0)
+    assert min(evidence.p_values) > 0.05
+    assert evidence.recovered is None and evidence.carried is None
+    assert min(evidence.values) < 1 and sum(v < 1 for v in evidence.values) == 1
 
 
-def test_a_class_goes_its_way_in_any_company():
-    network = Faint(600.0)
-    images, labels = noise(60), torch.arange(60) % 6
-    short = SmoothInversion(steps=12)
-    both = invert_smooth(network, images, labels, [4, 2], short, seed=5)
-    alone = invert_smooth(network, images, labels, [2], short, seed=5)
-    assert torch.allclose(both.patterns[1], alone.patterns[0], atol=1e-6)
-    other = invert_smooth(network, images, labels, [2], short, seed=6)
-    assert not torch.allclose(other.patterns[0], alone.patterns[0], atol=1e-4)
+def test_of_chosen_classes_the_others_take_no_part():
+    images = image_set()
+    all_of_them = SmoothPattern().inspect(classifier(2000.0), images, seed=0)
+    some = SmoothPattern(classes=(5, 0, LED, 3)).inspect(classifier(2000.0), images, seed=0)
+    assert some.record["classes"] == [0, LED, 3, 5]
+    for k in (1, 4):
+        assert some.values[k] == math.inf and some.p_values[k] == 1.0
+        assert math.isnan(some.scores[k])
+    chosen = [all_of_them.record["sizes"][k] for k in some.record["classes"]]
+    assert some.record["sizes"] == pytest.approx(chosen), "a class goes its way in any company"
+    assert some.p_values[LED] < 0.03
 
 
-def test_a_class_that_all_images_show_gets_no_pattern():
-    images = noise(20)
-    found = invert_smooth(Faint(0.0), images, torch.full((20,), 3), [3], SmoothInversion(), seed=0)
-    assert found.sizes.tolist() == [math.inf]
+def test_each_class_is_compared_with_the_easiest_other():
+    sizes = [3.0, 1.0, math.inf, 4.0, 2.0]
+    for k, ratio in enumerate(to_the_next(sizes)):
+        others = min(size for j, size in enumerate(sizes) if j != k)
+        assert ratio == sizes[k] / others
+    assert to_the_next([1.0, 1.0, 2.0, 2.0])[:2] == [1.0, 1.0]
+    assert to_the_next([1.0, 2.0, 3.0, math.inf]) == [math.inf] * 4, "too few to compare with"
 
 
-def test_parameters_get_no_gradient():
-    network = Faint(600.0)
-    invert_smooth(network, noise(20), None, [2], SmoothInversion(steps=2), seed=0)
-    assert network.head.weight.grad is None
+def test_without_labels_it_looks_too_and_the_same_seed_sees_the_same():
+    images = image_set()
+    assert images.labels is None
+    short = SmoothPattern(inversion=SmoothInversion(steps=40))
+    one, same, other = (
+        short.inspect(classifier(600.0), images, seed=seed).record["sizes"] for seed in (5, 5, 6)
+    )
+    assert one == same != other
+
+
+def test_wrong_classes_are_refused():
+    with pytest.raises(InputError, match="at least 4 different"):
+        SmoothPattern(classes=(1, 2, 3, 3))
+    with pytest.raises(InputError, match="target_class is 6"):
+        SmoothPattern(classes=(1, 2, 3, 6)).inspect(classifier(0.0), image_set())
+
+
+def test_the_scan_asks_it_wherever_there_are_images(monkeypatch):
+    assert "smooth-pattern" in WITNESSES and "smooth-pattern" not in WITHOUT_IMAGES
+    look = functools.partial(scan, classifier(2000.0), image_set(), witnesses=["smooth-pattern"])
+    assert look().verdict.value == "suspicious", "it works, and others may be like that"
+    monkeypatch.setattr(smooth_pattern, "null", lambda: ExponentialNull((0.1,) * 20))
+    finding = look()
+    assert finding.suspects == (LED,)
+    assert finding.verdict.value == "backdoor found"
+    assert "One smooth change of the whole image carries most images" in finding.record["sentence"]
+    assert "strength of the weakest smooth pattern" in finding.record["reasons"][0]
+
+
+def test_the_shipped_null_is_of_networks_whose_classes_are_not_alike():
+    null = SHIPPED()
+    assert len(null.gaps) >= 15 and min(null.gaps) >= 0
+    assert null.test(-math.log(0.8))[1] > 0.2 and null.test(-math.log(0.1))[1] < 0.01
+
+
+# -- named classes -----------------------------------------------------------------------------
 
 
 def test_a_faint_brightness_backdoor_is_unusual_and_its_twin_is_not():
@@ -121,40 +158,21 @@ def test_a_faint_brightness_backdoor_is_unusual_and_its_twin_is_not():
     assert float((answers == 2).float().mean()) > 0.95
 
 
+def test_another_suspect_is_no_measure_of_what_is_usual():
+    planted, images, how = classifier(2000.0), image_set(), SmoothInversion()
+    assert unusual_smooth(planted, images, [2], how, seed=0) is not None
+    few = unusual_smooth(planted, images, [2], how, suspects=[0, 1, 3], seed=0)
+    assert few is None, "two classes are left to compare it with"
+    kept = unusual_smooth(planted, images, [2], how, suspects=[0, 1], seed=0)
+    assert kept.classes == (2,)
+
+
 def test_too_few_other_classes_tell_nothing():
     planted = classifier(2000.0)
     assert unusual_smooth(planted, image_set(), [0, 1, 2, 3], SmoothInversion(), seed=0) is None
 
 
-def test_a_pattern_is_put_on_with_its_strength_and_stays_in_range():
-    pattern = torch.zeros(1, 1, 2, 2)
-    pattern[0, 0, 0] = 0.3
-    found = AdditivePatterns((7,), pattern, torch.tensor([0.2]), 2.0)
-    stamped = found.stamp(torch.full((1, 1, 2, 2), 0.6), 7)
-    assert torch.allclose(stamped[0, 0], torch.tensor([[1.0, 1.0], [0.6, 0.6]]))
-    with pytest.raises(InputError, match="class 1 has no pattern"):
-        found.stamp(stamped, 1)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"frequencies": 0},
-        {"steps": 0},
-        {"batch_size": 0},
-        {"learning_rate": 0.0},
-        {"penalty": math.inf},
-        {"strength": -1.0},
-        {"success": 0.0},
-        {"memory": 1.0},
-        {"multiplier": 1.0},
-    ],
-)
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"frequencies": 0}])
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        replace(SmoothInversion(), **wrong)
-
-
-def test_classes_are_given_once():
-    with pytest.raises(InputError, match="each once"):
-        invert_smooth(Faint(0.0), noise(4), None, [1, 1], SmoothInversion(), seed=0)
+        SmoothPattern(inversion=replace(SmoothInversion(), **wrong))

@@ -33,6 +33,7 @@ from bezoar.methods.npd import NPD
 from bezoar.methods.plane_waves import PlaneWaves
 from bezoar.methods.rnp import RNP
 from bezoar.methods.sau import SAU
+from bezoar.methods.smooth_pattern import SmoothPattern
 from bezoar.methods.synthetic_unlearning import SyntheticUnlearning
 from bezoar.methods.tac import TAC
 from bezoar.methods.tsbd import TSBD
@@ -64,6 +65,7 @@ __all__ = [
     "NeuralCleanse",
     "PlaneWaves",
     "Repair",
+    "SmoothPattern",
     "SyntheticUnlearning",
     "Weights",
     "is_data_free",

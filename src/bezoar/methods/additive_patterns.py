@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.images import ImageSet
+from bezoar.methods.neural_cleanse_triggers import (
+    carried_shares,
+    of_others,
+    pixels_of,
+    predicted,
+)
 
 
 @dataclass(frozen=True)
@@ -36,3 +45,32 @@ class AdditivePatterns:
             raise InputError(f"class {k} has no pattern; there are ones for {self.classes}")
         change = self.strength * self.patterns[self.classes.index(k)].to(images)
         return (images + change).clamp(0, 1)
+
+    def of(self, classes: Sequence[int]) -> AdditivePatterns | None:
+        """Those of some of the classes, in that order; None of none."""
+        if not classes:
+            return None
+        rows = [self.classes.index(k) for k in classes]
+        return AdditivePatterns(
+            tuple(classes), self.patterns[rows], self.sizes[rows], self.strength
+        )
+
+    def carried(self, classifier: Classifier, images: ImageSet) -> tuple[float, ...]:
+        """The share of images of other classes that each pattern carries into its class.
+
+        Args:
+            classifier: in eval mode.
+            images: none of those that the patterns come from; there may be none.
+
+        Returns:
+            One for each class of the network; 0 where there is no pattern, or no image counts.
+        """
+        shares = [0.0] * classifier.num_classes
+        if not len(images):
+            return tuple(shares)
+        pixels, labels = pixels_of(images, classifier)
+        counted = of_others(self.classes, predicted(classifier, pixels), labels)
+        found = carried_shares(classifier, pixels, self.stamp, self.classes, counted)
+        for k, share in zip(self.classes, found.tolist(), strict=True):
+            shares[k] = share
+        return tuple(shares)

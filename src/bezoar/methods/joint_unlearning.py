@@ -47,7 +47,8 @@ from bezoar.methods.neural_cleanse_inversion import inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
 from bezoar.methods.recovered import Trigger, triggers_in
 from bezoar.methods.rnp import RNP
-from bezoar.methods.smooth_pattern import SMOOTH, SmoothInversion, unusual_smooth
+from bezoar.methods.smooth_inversion import SmoothInversion
+from bezoar.methods.smooth_pattern import SmoothPattern, unusual_smooth
 from bezoar.methods.tolerated import recipe_for
 from bezoar.statistics import most_unusual
 from bezoar.training import Loss, Progress, Recipe, fit, no_progress
@@ -194,9 +195,10 @@ class JointUnlearning(Method, frozen=True, kw_only=True, forbid_unknown_fields=T
             targets = (most_unusual(rows)[0],)
         patches = inverted_for(classifier, clean, targets, self.inversion, seed=seed)
         smooth = unusual_smooth(classifier, clean, targets, self.smooth, seed=seed)
+        name = SmoothPattern.name
         return [
             *triggers_in(evidence, targets),
-            *([] if smooth is None else [Trigger(SMOOTH, k, smooth) for k in smooth.classes]),
+            *([] if smooth is None else [Trigger(name, k, smooth) for k in smooth.classes]),
             *(Trigger("neural-cleanse", k, patches) for k in targets),
         ]
 

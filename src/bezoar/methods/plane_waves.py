@@ -55,12 +55,7 @@ from bezoar.images import ImageSet
 from bezoar.measured_null import MeasuredNull
 from bezoar.methods.additive_patterns import AdditivePatterns
 from bezoar.methods.method import HELD_OUT, Evidence, Method, Needs, methods
-from bezoar.methods.neural_cleanse_triggers import (
-    carried_shares,
-    of_others,
-    pixels_of,
-    predicted,
-)
+from bezoar.methods.neural_cleanse_triggers import of_others, pixels_of, predicted
 from bezoar.methods.waves import FINEST, carried_by_waves, periods_within, wave
 from bezoar.metrics import rate
 from bezoar.training import Progress, no_progress
@@ -134,7 +129,7 @@ class PlaneWaves(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             found = self._compared(classifier, known, periods, seed, progress)
             scores, p_values = zip(*map(_tested, found.log_ratios), strict=True)
             waves = self._recovered(found, clean.shape, p_values)
-            carried = None if waves is None else _carried(classifier, held_out, waves)
+            carried = None if waves is None else waves.carried(classifier, held_out)
         return Evidence(
             method=self.name,
             statistic="Log odds of the class's own images less those of others with a wave",
@@ -265,21 +260,6 @@ def log_odds(share: float, count: int) -> float:
     (0.0, 3.045)
     """
     return math.log((share * count + 0.5) / ((1 - share) * count + 0.5))
-
-
-def _carried(
-    classifier: Classifier, held_out: ImageSet, waves: AdditivePatterns
-) -> tuple[float, ...]:
-    """The share of held-out images of other classes that each class's wave carries into it."""
-    shares = [0.0] * classifier.num_classes
-    if not len(held_out):
-        return tuple(shares)
-    images, labels = pixels_of(held_out, classifier)
-    counted = of_others(waves.classes, predicted(classifier, images), labels)
-    found = carried_shares(classifier, images, waves.stamp, waves.classes, counted)
-    for k, share in zip(waves.classes, found.tolist(), strict=True):
-        shares[k] = share
-    return tuple(shares)
 
 
 @functools.cache
