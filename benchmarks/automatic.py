@@ -30,10 +30,11 @@ third-party networks) were run again; in the others only the p-values are new.
 three draws; that it would see it was tried on another network with it, so ``summary`` leaves this
 attack out, too. It looked at every network with its images, and all p-values were combined anew.
 What it recovers of a suspect is what ``clean`` had looked for anyway, so a run stands as it is
-where its suspects and this are as before. The five where they are not (the adaptive blend that is
-found now, one smooth pattern less in ``awp``, a second suspect less in a third-party network at two
-draws, another class first in a clean network under precaution) were run again; the seconds and
-rescans of the others are those of seven witnesses.
+where its suspects and this are as before. Ten are not: the adaptive blend that is found now,
+``l2-inv`` that no longer is at one draw, one smooth pattern less in ``awp``, a second suspect less
+in two third-party networks (three draws) and, without images, in ``blend`` on traffic signs (three
+draws), and another class first in a clean network under precaution. These were run again; the
+seconds and rescans of the others are those of seven witnesses.
 Each run is written to ``results/automatic.json`` at once, and a rerun does only what is missing.
 """
 

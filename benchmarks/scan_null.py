@@ -35,7 +35,7 @@ from bezoar.scanning import WITNESSES
 RESULTS = Path(__file__).parent / "results" / "scan_null.json"
 NETWORKS = {"digits": 18, "pairs": 10, "cifar10": 9, "gtsrb": 6, "twelve signs": 4}
 NULL = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_null.json"
-VERSION = 3
+VERSION = 4
 LEARNED = 0.5  # smallest accuracy of a network that counts
 
 
@@ -92,7 +92,7 @@ def tasks(options: Options, runs: dict[str, dict[str, Any]]) -> Iterator[Task]:
 
 
 def null_networks(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the scan keeps of each network without a backdoor: the p-values below 1."""
+    """What the scan keeps of each network without a backdoor: the p-values below 1, who looked."""
     return [
         {
             "task": run.get("task", run["name"]),
@@ -101,7 +101,9 @@ def null_networks(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             "p": {
                 witness: {str(k): p for k, p in enumerate(found["p"]) if p < 1}
                 for witness, found in sorted(run["witnesses"].items())
+                if not found.get("refused")
             },
+            "could not look": sorted(w for w, f in run["witnesses"].items() if f.get("refused")),
         }
         for run in runs
         if run["status"] == "clean" and run.get("half", "null") in ("null", "development")

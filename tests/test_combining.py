@@ -127,6 +127,20 @@ def test_the_smallest_over_classes_is_taken_with_missing_ones_as_one():
     assert smallest_of(p_values, ("a", "b"), 5) == pytest.approx(plain)
 
 
+def test_who_could_not_look_at_a_network_is_left_out_there_as_in_a_scan(monkeypatch):
+    looked = {"a": {"0": 0.1}, "b": {"0": 0.3}}
+    networks = (
+        {"classes": 5, "p": looked, "could not look": []},
+        {"classes": 5, "p": {"a": {"2": 0.2}}, "could not look": ["b"]},
+        {"classes": 5, "p": {"b": {}}, "could not look": ["c"]},
+    )
+    monkeypatch.setattr(combining, "_networks", lambda: networks)
+    get = null_smallest.__wrapped__
+    assert get(("a", "b"), many=False) == pytest.approx((2 / (10 + 1 / 0.3), 0.2))
+    assert get(("b",), many=False) == (0.3, 1.0), "one network says nothing of it"
+    assert get(("b", "c"), many=False) == (), "c looked at none"
+
+
 def test_the_stored_null_holds_networks_of_every_number_of_classes():
     text = (combining.resources.files("bezoar") / combining.NULL).read_text()
     null = json.loads(text)

@@ -29,7 +29,7 @@ def test_every_witness_looks_and_they_are_judged_against_the_measured_null(every
     on_digits = [w for w in scanning.WITNESSES if w != "smooth-pattern"]
     assert [e.method for e in finding.evidence] == on_digits
     told = " ".join(finding.record["notices"])
-    assert "smooth-pattern did not look: it needs images of 16x16 pixels" in told
+    assert "smooth-pattern did not look: it needs images of at least 16x16 pixels" in told
     assert finding.verdict is Verdict.BACKDOOR_FOUND
     assert finding.suspects[0] == digits.attack.target
     record = json.loads(json.dumps(to_json(finding.record), allow_nan=False))

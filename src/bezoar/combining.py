@@ -12,12 +12,12 @@ agree on a class come to less. H is no p-value yet. What a scan reports is
     p_k = min(1, c H_k),    c = max(1, max_i (i / (n + 1)) / H_(i))
 
 with H_(1) <= H_(2) <= ... the smallest H of each of n networks without a backdoor, looked at by the
-same witnesses, and i up to a fifth of them: the smallest factor with which, in that tail, no more
-of them get a p-value than it says. ``benchmarks/scan_null.py`` measures them and writes
-``data/scan_null.json``. That p-values below 1 / (n + 1) mean what they say is an extrapolation:
-that H, as for uniform p-values, shrinks as fast as the share of networks. Networks of more than
-100 classes are a null of their own, since with many classes some tests have heavier tails than
-their theory.
+same witnesses (as in a scan, without those that could not look at one), and i up to a fifth of
+them: the smallest factor with which, in that tail, no more of them get a p-value than it says.
+``benchmarks/scan_null.py`` measures them and writes ``data/scan_null.json``. That p-values below
+1 / (n + 1) mean what they say is an extrapolation: that H, as for uniform p-values, shrinks as fast
+as the share of networks. Networks of more than 100 classes are a null of their own, since with many
+classes some tests have heavier tails than their theory.
 
 Witnesses that were not measured together, or not with these settings, share the level instead
 (Bonferroni): W min_w c_w p_wk. There, and where one witness looks alone, c_w is 1 unless the null
@@ -181,7 +181,10 @@ def tail_factor(smallest: Sequence[float]) -> float:
 
 @functools.cache
 def null_smallest(names: tuple[str, ...], *, many: bool) -> tuple[float, ...]:
-    """The smallest H of each null network that all these witnesses looked at.
+    """The smallest H of each null network that all these witnesses were asked about.
+
+    Those that could not look at a network are left out there, as in a scan; none of them may have
+    been unable to look at every network.
 
     Args:
         names: of the witnesses, sorted; each once.
@@ -189,11 +192,16 @@ def null_smallest(names: tuple[str, ...], *, many: bool) -> tuple[float, ...]:
     """
     if len(set(names)) < len(names):  # the same witness with other settings was not measured
         return ()
-    return tuple(
-        smallest_of(network["p"], names, network["classes"])
+    networks = [
+        network
         for network in _networks()
-        if set(names) <= set(network["p"]) and many == (network["classes"] > MANY)
-    )
+        if set(names) <= {*network["p"], *network["could not look"]}
+        if many == (network["classes"] > MANY)
+    ]
+    if any(all(name not in network["p"] for network in networks) for name in names):
+        return ()
+    looked = [network for network in networks if set(names) & set(network["p"])]
+    return tuple(smallest_of(n["p"], names, n["classes"]) for n in looked)
 
 
 def smallest_of(
@@ -202,11 +210,12 @@ def smallest_of(
     """The smallest H over the classes.
 
     Args:
-        p_values: witness → class, as text → p-value; those that are missing count as 1.
+        p_values: witness → class, as text → p-value; classes that are missing count as 1,
+            witnesses that are missing not at all.
         names: of the witnesses that count.
         classes: how many there are.
     """
-    rows = [p_values[name] for name in names]
+    rows = [p_values[name] for name in names if name in p_values]
     return min(harmonic_mean(row.get(str(k), 1.0) for row in rows) for k in range(classes))
 
 

@@ -1,12 +1,13 @@
 """How far one value lies below the next, against networks without a backdoor (ours).
 
-The gap between the smallest of several values and the second is about exponential, whatever the
-values are (Weissman 1978, J. Am. Stat. Assoc. 73:812, of spacings in the tail). With the sum S of
-the gaps of n networks, the chance that a further such network shows a gap g or more is exactly
+The gap between the smallest of several values and the second is about exponential where the lower
+tail of the values is (Weissman 1978, J. Am. Stat. Assoc. 73:812). Where all networks have the same
+mean gap, and S is the sum of the gaps of n of them, a further one shows a gap g or more with chance
 
     p = (1 + g / S)^-n
 
-A normal null would call a gap of three standard deviations far rarer than it is.
+A normal null calls gaps of three and more standard deviations far rarer than these are. Measured
+gaps that scatter less than their mean, as exponential ones do, make p too large, not too small.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Which classes a witness looks at that costs more with every class.
 
-Neural Cleanse inverts a patch for each class, and the smooth pattern another trigger; with 43 of
-them that is most of a scan. Beyond twelve classes they look at ten: the four that the witnesses
-before find most unusual, and six drawn at random, against which these are compared (ours). That the
-four were picked makes them easier to reach than others in networks without a backdoor, too; the
-measured null was made in the same way, so it allows for that.
+Neural Cleanse inverts a patch for each class, and a smooth pattern is searched for each likewise;
+with 43 classes that is most of a scan. Beyond twelve the two look at ten: the four that the
+witnesses before find most unusual, and six drawn at random, against which these are compared
+(ours). That the four were picked makes them easier to reach than others in networks without a
+backdoor, too; the measured nulls were made in the same way, so they allow for that.
 """
 
 from __future__ import annotations

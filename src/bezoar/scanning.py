@@ -54,7 +54,7 @@ LARGE_IMAGES = ("smooth-pattern",)  # which has little to search in below SMALLE
 Witnesses = Sequence[str | Method]
 AUTO = "auto"  # the same, by name
 
-TOO_SMALL = "it needs images of {side}x{side} pixels"
+TOO_SMALL = "it needs images of at least {side}x{side} pixels"
 NO_IMAGES = (
     "No clean images were given: only the weights, and inputs that the scan makes up, were looked "
     "at, so nothing could be recovered and tried, and the verdict is never more than suspicious."

@@ -132,9 +132,18 @@ class Survivors:
         self.pixels, _ = pixels_of(held_out, original)
         if not self.triggers:  # witnesses that look at features alone: a patch is inverted for each
             self.triggers = self._patches("neural-cleanse", seed)
-        smooth = [e for e in evidence if e.method == SmoothPattern.name]
-        left = [k for k in suspects if not any(math.isfinite(e.values[k]) for e in smooth)]
-        self.triggers += self._smooth(SmoothPattern.name, left, seed)
+        self.triggers += self._smooth(SmoothPattern.name, self._unsettled(evidence), seed)
+
+    def _unsettled(self, evidence: Sequence[Evidence]) -> list[int]:
+        """The suspects of which the scan does not know whether a smooth pattern leads to them.
+
+        It compares classes with each other, so that of several suspects one may hide another.
+        """
+        looked = [e for e in evidence if e.method == SmoothPattern.name]
+        found = {k for e in looked if e.recovered is not None for k in e.recovered.classes}
+        alone = len(self.suspects) == 1
+        known = {k for e in looked for k in self.suspects if alone and math.isfinite(e.values[k])}
+        return [k for k in self.suspects if k not in found | known]
 
     @functools.cached_property
     def judging(self) -> list[Trigger]:
@@ -253,7 +262,8 @@ class Survivors:
     def _fresh(self, repaired: Classifier) -> dict[int, float]:
         """The suspects' p-values in a quick look: TAC's shifts and BTI-DBF's trigger.
 
-        And plane waves, where the original's suspects had one.
+        And plane waves, where the original's suspects had one. What a smooth pattern still carries
+        is tried already (``judging``), and to search for all classes' again takes too long.
         """
         seen = []
         waved = any(t.witness == PlaneWaves.name for t in self.triggers)

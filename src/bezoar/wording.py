@@ -227,9 +227,9 @@ WAVE = Words(
 
 # A smooth change of the whole image, judged against those into other classes (smooth pattern).
 SMOOTH = Words(
-    value="strength, in units of the next class's",
-    absent="not looked at",
-    absence="no pattern was looked for, or none leads there",
+    value="relative strength",
+    absent="not looked at, or none",
+    absence="no pattern was looked for, or none leads there, or to too few other classes",
     scores="standard deviations below the most unusual class of networks without a backdoor",
     judged="against the most unusual class of those networks",
     unusual="is reached by an unusually weak smooth pattern",

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from msgspec.structs import replace
 from torch import nn
 
+from bezoar import scanning
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.exponential_null import ExponentialNull
@@ -136,6 +136,32 @@ def test_the_scan_asks_it_wherever_there_are_images(monkeypatch):
     assert "strength of the weakest smooth pattern" in finding.record["reasons"][0]
 
 
+def test_our_own_choice_asks_it_of_images_that_are_large_enough_and_of_few_classes(monkeypatch):
+    monkeypatch.setattr(scanning, "WITNESSES", ("tac", "smooth-pattern"))
+    planted, images = classifier(2000.0), image_set()
+    finding = scan(planted, images)
+    assert [e.method for e in finding.evidence] == ["tac", "smooth-pattern"]
+    assert scanning.unfit_witnesses(planted, images) == {}
+    small = ImageSet(images.images[..., 1:])
+    told = scanning.unfit_witnesses(planted, small)["smooth-pattern"]
+    assert "at least 16x16 pixels" in told
+    wide = Classifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 101)), mean=0, std=1, input_size=(16, 16)
+    )
+    assert (
+        "not measured on networks with more than 100 classes"
+        in scanning.unfit_witnesses(wide, images)["smooth-pattern"]
+    )
+
+
+def test_patterns_that_lead_to_too_few_classes_are_told_of():
+    hardly = SmoothPattern(inversion=SmoothInversion(steps=1))
+    evidence = hardly.inspect(classifier(0.0), image_set(), seed=0)
+    assert set(evidence.values) == {math.inf} and set(evidence.p_values) == {1.0}
+    assert evidence.record["flags"] == [smooth_pattern.SILENT]
+    assert SmoothPattern().inspect(classifier(0.0), image_set()).record["flags"] == []
+
+
 def test_the_shipped_null_is_of_networks_whose_classes_are_not_alike():
     null = SHIPPED()
     assert len(null.gaps) >= 15 and min(null.gaps) >= 0
@@ -170,9 +196,3 @@ def test_another_suspect_is_no_measure_of_what_is_usual():
 def test_too_few_other_classes_tell_nothing():
     planted = classifier(2000.0)
     assert unusual_smooth(planted, image_set(), [0, 1, 2, 3], SmoothInversion(), seed=0) is None
-
-
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"frequencies": 0}])
-def test_bad_settings_are_refused(wrong):
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        SmoothPattern(inversion=replace(SmoothInversion(), **wrong))

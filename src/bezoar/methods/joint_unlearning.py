@@ -17,7 +17,7 @@ Ours. The fine-tuning on stamped images with their true labels is Neural Cleanse
 IEEE S&P 2019), random strengths are taken from BTI-DBF's repair here, distillation is Hinton et al.
 2015, arXiv 1503.02531. ``clean`` without a method uses the triggers that its scan recovered; alone,
 the method recovers them itself: BTI-DBF's and RNP's for the class that both together find most
-unusual, and a patch for that class.
+unusual, and for that class a patch, and a smooth pattern where it is unusually weak.
 
 Assumes one target class. Data: labelled images. Layers: any. Known failures: a trigger that no
 recovered one resembles, such as a fine wave over the whole image that ``plane_waves`` did not

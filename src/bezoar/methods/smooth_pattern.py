@@ -50,6 +50,9 @@ from bezoar.wording import SMOOTH
 
 NULL = "data/smooth_pattern_null.json"  # written by benchmarks/smooth_pattern_null.py
 SMALLEST = 16  # pixels a side, below which a scan does not ask: four cosines lead to few classes
+SILENT = (
+    "Smooth patterns could not be compared: fewer than four classes have one that leads to them."
+)
 FEWEST_OTHERS = 3  # classes with a pattern that one is compared with
 REFERENCES = 4  # others that the patterns of named classes are compared with
 UNUSUAL = 0.6  # r of a class whose pattern is recovered; a larger one is no sign of a trigger
@@ -129,6 +132,7 @@ class SmoothPattern(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 "configuration": self.configuration(),
                 "classes": chosen,
                 "sizes": found.sizes.tolist(),
+                "flags": [] if any(map(math.isfinite, ratios)) else [SILENT],
                 "seconds": {"total": time.perf_counter() - started},
             },
         )
