@@ -118,7 +118,7 @@ class SmoothPattern(Method, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             carried = None if patterns is None else patterns.carried(classifier, held_out)
         return Evidence(
             method=self.name,
-            statistic="Strength of the weakest smooth pattern in units of the easiest other class's",
+            statistic="Strength of the weakest smooth pattern over that of the easiest other class",
             values=tuple(ratios),
             scores=scores,
             p_values=p_values,
