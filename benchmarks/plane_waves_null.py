@@ -15,7 +15,6 @@ WITNESS = Witness(
     name="plane-waves",
     title="The smallest log odds ratio of plane waves in networks without a backdoor",
     script=__file__,
-    by_class=False,
     log=float,  # they are log ratios
     networks={"digits": 9, "cifar10": 10, "gtsrb": 8, "twelve signs": 6},
     null=("cifar10", "gtsrb", "twelve signs"),

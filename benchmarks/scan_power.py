@@ -25,31 +25,25 @@ from scan_null import null_networks
 from bezoar.combining import MANY, smallest_of, tail_factor
 from bezoar.metrics import auroc, rate
 from bezoar.records import write_json
-from bezoar.scanning import FEW_CLASSES, WITHOUT_IMAGES, WITNESSES
+from bezoar.scanning import FEW_CLASSES, LARGE_IMAGES, WITHOUT_IMAGES, WITNESSES
 from bezoar.statistics import harmonic_mean
 
 FOLDER = Path(__file__).parent / "results"
 POWER = Path(__file__).parents[1] / "src" / "bezoar" / "data" / "scan_power.json"
-WITHOUT_LABELS = tuple(w for w in WITNESSES if w not in ("rnp", "plane-waves"))
-AFTER_A_REPAIR = tuple(w for w in WITNESSES if w not in WITHOUT_IMAGES)
 CHOICES = {
     "all witnesses": WITNESSES,
     "no images": WITHOUT_IMAGES,
-    "no labels": WITHOUT_LABELS,
-    "after a repair": AFTER_A_REPAIR,
-} | {
-    f"{name}, small images": tuple(w for w in chosen if w != "smooth-pattern")
-    for name, chosen in {
-        "all witnesses": WITNESSES,
-        "no labels": WITHOUT_LABELS,
-        "after a repair": AFTER_A_REPAIR,
-    }.items()
+    "no labels": tuple(w for w in WITNESSES if w not in ("rnp", "plane-waves")),
+    "after a repair": tuple(w for w in WITNESSES if w not in WITHOUT_IMAGES),
+}
+CHOICES |= {
+    f"{name}, small images": tuple(w for w in chosen if w not in LARGE_IMAGES)
+    for name, chosen in CHOICES.items()
+    if set(LARGE_IMAGES) & set(chosen)
 }
 LEVELS = (0.05, 0.01)
-MADE_AFTER = {
-    "adap-blend",
-    "sig",
-}  # attacks that a witness was made after, on other networks with them
+# Attacks that a witness was made after, on other networks with them.
+MADE_AFTER = {"adap-blend", "sig"}
 
 
 def factor_of(networks: list[dict[str, Any]], witnesses: Sequence[str]) -> float:

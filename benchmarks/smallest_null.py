@@ -22,8 +22,9 @@ from scan_null import LEARNED
 from witness_looking import look
 
 from bezoar.executors import Task
+from bezoar.methods import methods
 from bezoar.records import write_json
-from bezoar.reference_classes import MOST
+from bezoar.reference_classes import BY_CLASS, MOST
 from bezoar.scanning import WITNESSES
 
 DATA = Path(__file__).parents[1] / "src" / "bezoar" / "data"
@@ -52,8 +53,6 @@ class Witness:
         name: of the witness.
         title: of the result file.
         script: that measures it; the files are named after it.
-        by_class: whether a scan chooses classes for it where there are many, by what the
-            witnesses before it say; these look first.
         log: of its values, such that small is suspicious.
         networks: of each task.
         null: the tasks whose networks make the null.
@@ -62,7 +61,6 @@ class Witness:
     name: str
     title: str
     script: str
-    by_class: bool
     log: Callable[[float], float]
     networks: Mapping[str, int]
     null: tuple[str, ...]
@@ -86,7 +84,9 @@ class Witness:
         write_json(DATA / self.results.name, {"version": 1, "log ratios": learned})
 
     def _tasks(self, options: Options, known: set[tuple[str, int]]) -> Iterator[Task]:
-        before = WITNESSES[: WITNESSES.index(self.name)] if self.by_class else ()
+        # Where a scan chooses classes by what the witnesses before say, these look first.
+        chosen = methods.get(self.name) in BY_CLASS
+        before = WITNESSES[: WITNESSES.index(self.name)] if chosen else ()
         for name, count in self.networks.items():
             for seed in range(FIRST, FIRST + count):
                 if (name, seed) in known:

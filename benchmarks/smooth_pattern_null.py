@@ -18,7 +18,6 @@ WITNESS = Witness(
     name="smooth-pattern",
     title="The smallest log ratio of smooth patterns in networks without a backdoor",
     script=__file__,
-    by_class=True,
     log=math.log,
     networks={"digits": 9, "cifar10": 10, "gtsrb": 12, "twelve signs": 12},
     null=("gtsrb", "twelve signs"),
