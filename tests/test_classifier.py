@@ -290,6 +290,67 @@ def test_head_works_from_the_input_size_alone_and_says_when_it_cannot():
         make(NETWORKS["linear"]()).head  # noqa: B018 (the property is the call under test)
 
 
+class Viewed(nn.Module):
+    """Flattens its map by a view, which torch refuses channels last."""
+
+    def __init__(self, channels: int = 3):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(channels, 4, 3), nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4 * 12 * 12, 5)
+
+    def forward(self, x):
+        maps = self.second(F.relu(self.first(x)))
+        return self.head(maps.view(len(maps), -1))
+
+
+def channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def is_laid_out(network):
+    return network.second.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_that_views_its_maps_never_sees_channels_last(channels):
+    torch.manual_seed(0)
+    classifier = Classifier(Viewed(channels), mean=0.5, std=0.25).trace((channels, 16, 16))
+    images = torch.rand(3, channels, 16, 16)
+    expected = classifier(images)
+    laid_out = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(classifier(laid_out), expected)
+    assert torch.equal(classifier(channels_last(images)), expected)
+    classifier.to_fast_layout()
+    assert not is_laid_out(classifier.network) and torch.equal(classifier(images), expected)
+
+
+def test_another_one_is_laid_out_when_asked_and_not_before():
+    torch.manual_seed(0)
+
+    class Reshaped(Viewed):
+        def forward(self, x):
+            return self.head(self.second(F.relu(self.first(x))).flatten(1))
+
+    classifier = Classifier(Reshaped(), mean=0.5, std=0.25).trace(SHAPE)
+    assert not is_laid_out(classifier.network), "tracing leaves the network as it is"
+    images = torch.rand(3, *SHAPE)
+    expected = classifier(images)
+    twin = classifier.copy()
+    twin.to_fast_layout()
+    assert is_laid_out(twin.network) and not is_laid_out(classifier.network)
+    assert torch.allclose(twin(images), expected, atol=1e-5)
+    assert twin.normalise(channels_last(images)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_group_norm_on_a_cpu_is_not_laid_out():
+    """Its backward pass would end the process there."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(784, 5))
+    classifier = Classifier(network, mean=0.5, std=0.25).trace(SHAPE)
+    classifier.to_fast_layout()
+    assert network[0].weight.is_contiguous()
+    assert classifier.normalise(channels_last(torch.rand(2, *SHAPE))).is_contiguous()
+
+
 def test_a_copy_is_independent():
     classifier = make(NETWORKS["linear"]()).trace(SHAPE)
     twin = classifier.copy()

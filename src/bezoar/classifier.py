@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bezoar.device import evaluation_batch
+from bezoar.device import evaluation_batch, has_channels_last, to_fast_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.splitting import Split, deepest_map, split_at
@@ -92,6 +92,7 @@ class Classifier:
         self._head_is_averaged = False
         self._num_classes: int | None = None
         self._input_shape: tuple[int, int, int] | None = None
+        self._takes_channels_last = False
 
     def __repr__(self) -> str:
         return f"Classifier({type(self.network).__name__}, mean={self.mean}, std={self.std})"
@@ -103,10 +104,13 @@ class Classifier:
         return self.network(self.normalise(images))  # type: ignore[no-any-return]  # nn.Module
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What the network itself sees: ``(images - mean) / std``."""
+        """What the network itself sees: ``(images - mean) / std``, in a layout that it takes."""
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        return (images - mean) / std
+        seen = (images - mean) / std
+        if self._takes_channels_last:
+            return seen
+        return seen.flatten().view(seen.shape)  # grey images pass as contiguous with any strides
 
     @property
     def device(self) -> torch.device:
@@ -198,6 +202,7 @@ class Classifier:
         self._head_name, self._head_is_averaged = name, averaged
         self._num_classes = logits.shape[1]
         self._input_shape = shape
+        self._takes_channels_last = self._runs_channels_last(probe)
         return self
 
     @property
@@ -269,6 +274,15 @@ class Classifier:
                 return deepest_map(self, self.network, probe, self.num_classes)
             return split_at(self, self.network, layer, probe)
 
+    def to_fast_layout(self) -> None:
+        """Lays the weights out channels last, where device and network take that; values stay.
+
+        It is a third faster, or more, on most processors. Needs ``trace``.
+        """
+        self._require_trace()
+        if self._takes_channels_last:
+            to_fast_layout(self.network, self.device)
+
     def copy(self) -> Classifier:
         """An independent classifier with its own copy of the network."""
         twin = copy.copy(self)
@@ -276,6 +290,24 @@ class Classifier:
         return twin
 
     # -- inner works ---------------------------------------------------------------------------
+
+    def _runs_channels_last(self, probe: Tensor) -> bool:
+        """Whether images and weights may be laid out channels last.
+
+        Networks that flatten a map by ``x.view(len(x), -1)``, as many tutorials do, may not: torch
+        refuses a view there.
+        """
+        if not has_channels_last(self.network, self.device):
+            return False
+        twin = self.copy()
+        twin._takes_channels_last = True
+        to_fast_layout(twin.network, self.device)
+        try:
+            with twin.evaluating(), torch.no_grad():
+                twin(probe.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:
+            return False
+        return True
 
     def _check_shape(self, shape: tuple[int, int, int]) -> None:
         channels, height, width = shape

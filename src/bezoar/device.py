@@ -59,16 +59,24 @@ def evaluation_batch(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 512
 
 
+def has_channels_last(network: nn.Module, device: torch.device) -> bool:
+    """Whether ``device`` has that layout for the modules of ``network``.
+
+    Not for GroupNorm on CPUs: its backward pass there writes beyond its memory in that layout and
+    ends the process (torch 2.13, on some processors).
+    """
+    grouped = any(isinstance(module, nn.GroupNorm) for module in network.modules())
+    return device.type != "mps" and not (grouped and device.type == "cpu")
+
+
 def to_fast_layout(network: nn.Module, device: torch.device) -> None:
     """Lays the weights out channels last where the device has that layout; values stay.
 
-    Not of networks with GroupNorm on CPUs: its backward pass there writes beyond its memory in that
-    layout and ends the process (torch 2.13, on some processors).
+    For networks of our own: ``Classifier.to_fast_layout`` tries first whether one takes it.
     """
-    grouped = any(isinstance(module, nn.GroupNorm) for module in network.modules())
-    fast = device.type != "mps" and not (grouped and device.type == "cpu")
-    layout = {"memory_format": torch.channels_last} if fast else {}
-    network.to(**layout)  # type: ignore[call-overload]  # torch's stub lacks memory_format
+    if has_channels_last(network, device):
+        layout = {"memory_format": torch.channels_last}
+        network.to(**layout)  # type: ignore[call-overload]  # torch's stub lacks memory_format
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import Classifier
-from bezoar.device import seeded, to_fast_layout, training_precision
+from bezoar.device import seeded, training_precision
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.recipe import History, Recipe
@@ -148,7 +148,7 @@ def fit(
     )
     generator = torch.Generator().manual_seed(seed)
     total = recipe.epochs * _steps_in_epoch(len(images), recipe)
-    to_fast_layout(network, device)
+    classifier.to_fast_layout()
     resident = images.to(device)
     through_images = needs_gradients_of_images(network)
     with (

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bezoar.classifier import Classifier
-from bezoar.device import seeded, to_fast_layout
+from bezoar.device import seeded
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.rnp_batches import even_batches
@@ -137,7 +137,7 @@ def learn_masks(
     images = clean.to(device)
     twin = classifier.copy()
     twin.network.requires_grad_(False)
-    to_fast_layout(twin.network, device)
+    twin.to_fast_layout()
     twin.network.train()
     masks, velocity = torch.ones(len(units), device=device), torch.zeros(len(units), device=device)
     reached = torch.full((len(units),), settings.iterations + 1, device=device)

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from bezoar.classifier import Classifier
-from bezoar.device import seeded, to_fast_layout
+from bezoar.device import seeded
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.dhbe_game import Game, Rules, falling_cosine, steps_down
@@ -195,8 +195,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         repaired = classifier.copy()
         student = repaired.network
         source = source_for(classifier, self.synthesis, seed)
-        to_fast_layout(source.network, device)
-        to_fast_layout(student, device)
+        repaired.to_fast_layout()
         trained = list(student.parameters())
         with seeded(device, seed), gradients_only_for(student, trained):
             source.learn(self.synthesis.steps, _part(progress, 0.0, 0.3))

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from bezoar.classifier import BATCH, Classifier
-from bezoar.device import own_stream, to_fast_layout
+from bezoar.device import own_stream
 from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
 from bezoar.methods.fred_objective import Objective, Stopwatch
@@ -128,7 +128,7 @@ def prepared(
         )
     frozen = classifier.copy()
     frozen.network.eval().requires_grad_(False)
-    to_fast_layout(frozen.network, frozen.device)
+    frozen.to_fast_layout()
     return frozen, generator.to(frozen.device)
 
 

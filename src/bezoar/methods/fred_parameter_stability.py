@@ -37,7 +37,6 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.methods.moved_weights import TINY, norm_of
 from bezoar.methods.second_derivatives import second_derivatives
-from bezoar.training import needs_gradients_of_images
 from bezoar.units import logits_with
 
 
@@ -167,8 +166,6 @@ def _slopes(
     *,
     create_graph: bool = False,
 ) -> dict[str, Tensor]:
-    if needs_gradients_of_images(classifier.network):
-        images = images.contiguous()  # nobody asks for their gradients, so not channels last
     with torch.enable_grad():
         with second_derivatives() if create_graph else contextlib.nullcontext():
             logits = logits_with(classifier, images, parameters)

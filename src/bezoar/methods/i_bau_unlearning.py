@@ -40,7 +40,6 @@ from bezoar.methods.implicit_hypergradient import Hypergradient, Implicit, hyper
 from bezoar.methods.indexed_batches import endless_batches, in_order, pixels
 from bezoar.methods.second_derivatives import second_derivatives
 from bezoar.methods.universal_pattern import Ascent
-from bezoar.training import needs_gradients_of_images
 
 _SMALL, _LARGE = 1e6, 5e6  # parameters
 _FAST, _SLOW = 1e-3, 1e-4  # their learning rates
@@ -262,8 +261,6 @@ class PatternUnlearner:
         images = pixels(self.images, where)
         if len(chosen):  # otherwise nothing may depend on the pattern
             images = images.index_copy(0, chosen, self.ascent.show(images[chosen], patterns))
-        elif needs_gradients_of_images(self.classifier.network):
-            images = images.contiguous()  # nobody asks for their gradients, so not channels last
         logits = self.classifier(images).float()
         settings = self.settings
         if settings.labels == "none":

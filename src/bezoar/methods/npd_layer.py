@@ -77,7 +77,8 @@ def polarized(weight: Tensor, polarizer: Tensor) -> Tensor:
     tensor([[21.,  2.]])
     """
     product = torch.tensordot(weight.to(polarizer.dtype), polarizer, dims=([1], [0]))
-    return torch.movedim(product, -1, 1).to(weight.dtype)
+    # Contiguous: its layout becomes that of the maps, and not every network takes another.
+    return torch.movedim(product, -1, 1).to(weight.dtype).contiguous()
 
 
 class PolarizedNetwork:

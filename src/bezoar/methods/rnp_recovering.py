@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bezoar.classifier import Classifier
-from bezoar.device import seeded, to_fast_layout
+from bezoar.device import seeded
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.rnp_batches import even_batches
@@ -136,7 +136,7 @@ def recover(
     images = clean.to(device)
     twin = unlearned.copy()
     twin.network.requires_grad_(False)
-    to_fast_layout(twin.network, device)
+    twin.to_fast_layout()
     twin.network.train()
     steps = settings.steps(len(units), len(images))
     masks = torch.ones(len(units), device=device, requires_grad=True)

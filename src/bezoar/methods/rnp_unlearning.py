@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bezoar.classifier import Classifier
-from bezoar.device import seeded, to_fast_layout
+from bezoar.device import seeded
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.rnp_batches import even_batches
@@ -234,7 +234,7 @@ def unlearn(
         learning_rate=settings.learning_rate,
     )
     twin.network.requires_grad_(True)
-    to_fast_layout(twin.network, device)
+    twin.to_fast_layout()
     if until is not None:
         run.stop = max(run.stop, until * run.first_accuracy)
     progress(what, 0.0)

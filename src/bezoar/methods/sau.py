@@ -34,7 +34,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bezoar.classifier import Classifier
-from bezoar.device import to_fast_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.epoch_curves import epoch_curves
@@ -110,7 +109,7 @@ class SAU(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         clean.require_labels("SAU")
         repaired, original = classifier.copy(), classifier.copy()
         original.network.requires_grad_(False).eval()
-        to_fast_layout(original.network, original.device)
+        original.trace(clean.shape).to_fast_layout()
         unlearning = SharedUnlearning(original, self)
         recipe = self.recipe
         history = fit(

@@ -186,7 +186,9 @@ def source_for(classifier: Classifier, settings: Synthesis, seed: int) -> Sample
         settings: how.
         seed: of the generator's weights and of the latent vectors.
     """
-    network = classifier.copy().network.eval().requires_grad_(False)
+    frozen = classifier.copy()
+    frozen.to_fast_layout()
+    network = frozen.network.eval().requires_grad_(False)
     draws = torch.Generator(classifier.device).manual_seed(seed)
     bounds = None
     if settings.bounded:
