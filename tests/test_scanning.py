@@ -59,6 +59,21 @@ def test_names_may_be_left_out_of_our_choice(every_witness, digits):
     assert [e.method for e in finding.evidence] == ["tac"]
 
 
+def test_witnesses_look_at_a_copy_in_the_fast_layout(digits, monkeypatch):
+    given = digits.planted.copy()
+    seen = []
+
+    def look(self, classifier, clean, *, seed=0, progress=None):
+        seen.append(classifier)
+        return Weights().inspect(classifier, clean, seed=seed)
+
+    monkeypatch.setattr(MMBD, "inspect", look)
+    scan(given, digits.clean, witnesses=["mm-bd"])
+    wide = [p for p in seen[0].network.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+    assert wide and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
+    assert all(parameter.is_contiguous() for parameter in given.network.parameters())
+
+
 def test_without_images_the_weights_are_looked_at_and_the_claim_is_weaker(sized, digits):
     finding = scan(sized("planted"))
     assert [e.method for e in finding.evidence] == list(scanning.WITHOUT_IMAGES)

@@ -124,6 +124,8 @@ def scan(
         notices = [NO_IMAGES, *told_of_constant(classifier)]
     else:
         notices = check_input(classifier, clean)
+    classifier = classifier.copy()
+    classifier.to_fast_layout()
     if is_auto(witnesses):
         unfit = unfit_witnesses(classifier, clean)
         notices += [told for w in looking if (told := unfit.get(w.name))]
