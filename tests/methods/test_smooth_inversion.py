@@ -76,6 +76,10 @@ def test_a_class_goes_its_way_in_any_company():
     both = invert_smooth(network, images, labels, [4, 2], short, seed=5)
     alone = invert_smooth(network, images, labels, [2], short, seed=5)
     assert torch.allclose(both.patterns[1], alone.patterns[0], atol=1e-6)
+    many = [5, 2, 0, 4, 3, 1]  # more than share a pass
+    among = invert_smooth(network, images, labels, many, short, seed=5)
+    assert torch.allclose(among.patterns[many.index(4)], both.patterns[0], atol=1e-6)
+    assert torch.allclose(among.patterns[many.index(2)], alone.patterns[0], atol=1e-6)
     other = invert_smooth(network, images, labels, [2], short, seed=6)
     assert not torch.allclose(other.patterns[0], alone.patterns[0], atol=1e-4)
 

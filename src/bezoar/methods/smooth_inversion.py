@@ -32,6 +32,7 @@ from bezoar.methods.neural_cleanse_triggers import Logits, of_others, predicted
 from bezoar.training import Progress, no_progress
 
 _FINEST = 4  # pixels of half a period, at least
+_TOGETHER = 4  # classes in one pass: two threads share it, and its memory does not grow with them
 _WHAT = "inverting smooth patterns"
 
 
@@ -118,25 +119,35 @@ def invert_smooth(
     targets = torch.tensor(classes, device=images.device)
     for step in range(settings.steps if rows else 0):
         theta.grad = torch.zeros_like(theta)
-        for row in rows:  # one after another: the memory of a step does not grow with the classes
-            here = allowed[row][torch.randint(len(allowed[row]), (count,), generator=draws[row])]
+        for first in range(0, len(rows), _TOGETHER):
+            some = rows[first : first + _TOGETHER]
+            drawn = torch.stack([_drawn(allowed[row], count, draws[row]) for row in some])
+            shown = images[drawn.to(images.device)]
+            own = theta.detach()[some].requires_grad_()
             with torch.enable_grad():
-                change = torch.tensordot(theta[row], basis, 1)
-                answers = logits((images[here.to(images.device)] + change).clamp(0, 1))
-                size = theta[row].square().sum().div(channels).sqrt()
-                ce = F.cross_entropy(answers, targets[row].expand(count))
-                (gradient,) = torch.autograd.grad(ce + penalties[row] * size, [theta])
-            theta.grad += gradient
-            hits = (answers.detach().argmax(1) == targets[row]).float().mean()
-            reached[row] = settings.memory * reached[row] + (1 - settings.memory) * hits
-            if reached[row] >= settings.success and size < smallest[row]:
-                best[row], smallest[row] = theta.detach()[row], size.detach()
+                changes = torch.tensordot(own, basis, 1)[:, None]
+                answers = logits((shown + changes).clamp(0, 1).flatten(0, 1))
+                wanted = targets[some].repeat_interleave(count)
+                ce = F.cross_entropy(answers, wanted, reduction="none").view(len(some), count)
+                sizes = own.square().sum((1, 2)).div(channels).sqrt()
+                loss = ce.mean(1) + penalties[some] * sizes
+                (theta.grad[some],) = torch.autograd.grad(loss.sum(), own)
+            hits = (answers.detach().argmax(1) == wanted).view(len(some), count).float().mean(1)
+            reached[some] = settings.memory * reached[some] + (1 - settings.memory) * hits
+            better = (reached[some] >= settings.success) & (sizes.detach() < smallest[some])
+            best[some] = torch.where(better[:, None, None], own.detach(), best[some])
+            smallest[some] = torch.where(better, sizes.detach(), smallest[some])
         optimizer.step()
         factor = settings.multiplier
         penalties *= torch.where(reached >= settings.success, factor, 1 / factor)
         progress(_WHAT, (step + 1) / settings.steps)
     patterns = torch.tensordot(best, basis, 1)
     return AdditivePatterns(tuple(classes), patterns, smallest.cpu(), settings.strength)
+
+
+def _drawn(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices of a mini-batch, (count,), with repetition."""
+    return allowed[torch.randint(len(allowed), (count,), generator=generator)]
 
 
 def cosines(height: int, width: int, frequencies: int) -> Tensor:
