@@ -36,7 +36,7 @@ def look(*, name: str, seed: int) -> dict[str, Any]:
     finding = scan(one.classifier, one.clean, seed=seed)
     first = finding.ranking[0]
     survivors = Survivors(one.classifier, finding.evidence, (first,), known, held_out, seed=seed)
-    step = Unlearning(JointUnlearning(target_class=first), survivors)
+    step = Unlearning(JointUnlearning(target_class=first), survivors, runs=1)
     repair = step.remove(one.classifier, known, seed=seed, progress=report)
     used = time.process_time() - used
     baseline = Baseline(one.classifier, held_out, seed=seed)

@@ -9,7 +9,7 @@ from torch import nn
 
 from bezoar import how_far
 from bezoar.classifier import Classifier
-from bezoar.how_far import SHARES, between, walk
+from bezoar.how_far import SHARES, between, mean_of, walk
 
 
 @dataclass
@@ -114,3 +114,18 @@ def test_a_repair_with_other_tensors_is_the_only_one_there_is():
     one, other = small(1, norm=False), small(2)
     found = walk(one, other, lambda c: asked.append(c) or Said(1.0))
     assert found[:2] == (1.0, other) and asked == [other]
+
+
+def test_the_mean_of_three_networks_is_that_of_their_tensors_and_variances_are_geometric():
+    three = [small(seed) for seed in (1, 2, 3)]
+    before = [{k: v.clone() for k, v in weights(c).items()} for c in three]
+    made = weights(mean_of(three))
+    for name in before[0]:
+        values = torch.stack([state[name].double() for state in before])
+        if name == "2.running_var":
+            assert torch.allclose(made[name].double(), values.log().mean(0).exp())
+        elif name != "2.num_batches_tracked":
+            assert torch.allclose(made[name].double(), values.mean(0), atol=1e-6)
+    for classifier, state in zip(three, before, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in weights(classifier).items())
+    assert mean_of(three[:1]) is three[0]

@@ -36,7 +36,7 @@ def test_a_part_of_the_way_removes_a_backdoor_that_was_not_found(given, digits):
 def test_it_goes_less_far_where_that_seems_dear(cheap, share, given, monkeypatch):
     """Up to ``cheap`` of the way costs nothing."""
     planted, known, held_out, survivors = given
-    step = Unlearning(JointUnlearning(target_class=4), survivors)
+    step = Unlearning(JointUnlearning(target_class=4), survivors, runs=1)
     whole = step.remove(planted, known, seed=0, progress=lambda *_: None).classifier
     weight = {s: between(planted, whole, s).network.fc.weight for s in precaution.SHARES}
     rate = Rate(1.0, 1.0, 1.0, 1)

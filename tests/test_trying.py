@@ -356,6 +356,32 @@ def test_unlearning_anew_looks_at_the_network_that_it_starts_with(digits, monkey
     assert [t["witness"] for t in second.record["triggers"]] == ["hand", "again"]
 
 
+def test_triggers_are_unlearned_several_times_and_the_weights_averaged(digits):
+    known, held_out = digits.clean.split(0.8, seed=0)
+    found = evidence(Patch(digits.attack))
+    survivors = Survivors(digits.planted, [found], [4], known, held_out, seed=0)
+    step = Unlearning(JointUnlearning(target_class=4, recipe=SHORT), survivors)
+    told = []
+
+    def made(runs, progress=lambda *_: None):
+        own = dataclasses.replace(step, runs=runs)
+        return own.remove(digits.planted, known, seed=0, progress=progress)
+
+    three, two, one = made(3, lambda _what, share: told.append(share)), made(2), made(1)
+    assert step.runs == 3 and three.record["runs"] == 3 and told == sorted(told) and told[-1] == 1
+    assert made(3).classifier.network.fc.weight.equal(three.classifier.network.fc.weight)
+    weights = [r.classifier.network.fc.weight.detach().double() for r in (one, two, three)]
+    second = 2 * weights[1] - weights[0]
+    third = 3 * weights[2] - weights[0] - second
+    start = digits.planted.network.fc.weight.detach().double()
+    steps = [(w - start).norm() for w in (weights[0], second, third)]
+    assert min(steps) > 0.5 * max(steps), "each run is a training of its own"
+    for run, other in ((weights[0], second), (second, third), (weights[0], third)):
+        assert (run - other).norm() > 0.05 * max(steps), "with batches of its own"
+    plain = step.method.unlearn(digits.planted, digits.planted, known, survivors.triggers, seed=0)
+    assert one.classifier.network.fc.weight.equal(plain.classifier.network.fc.weight)
+
+
 @pytest.mark.parametrize("witness", ["plane-waves", "hand"])
 def test_a_fresh_look_asks_for_waves_where_one_was_recovered(digits, monkeypatch, witness):
     known, held_out = digits.clean.split(0.8, seed=0)

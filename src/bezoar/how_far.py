@@ -20,7 +20,7 @@ failures: a judge that does not see the backdoor likes the shorter way for its a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -94,6 +94,18 @@ def between(original: Classifier, repaired: Classifier, share: float) -> Classif
                 value.copy_(_geometric(start[name], end[name], share))
             else:
                 value.copy_(start[name] + share * (end[name] - start[name]))
+    return made
+
+
+def mean_of(networks: Sequence[Classifier]) -> Classifier:
+    """The network in the middle of several copies of one; the variances' mean is geometric.
+
+    Args:
+        networks: at least one, with tensors of the same names and shapes.
+    """
+    made = networks[0]
+    for count, other in enumerate(networks[1:], start=2):
+        made = between(made, other, 1 / count)
     return made
 
 

@@ -60,7 +60,7 @@ def repair_as_precaution(
     """
     started = time.perf_counter()
     method = JointUnlearning(target_class=survivors.suspects[0])
-    step = Unlearning(method, survivors)
+    step = Unlearning(method, survivors, runs=1)  # as the shares were measured
     repair = step.remove(original, known, seed=seed, progress=progress)
     baseline = Baseline(original, held_out, seed=seed)
     for share in SHARES:
