@@ -1,6 +1,5 @@
 """One p-value from several witnesses, against plain computations and closed forms."""
 
-import json
 
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from bezoar import combining
 from bezoar.combining import combine, null_smallest, smallest_of, tail_factor
 from bezoar.methods import TAC, Evidence, methods
+from bezoar.packaged import packaged
 from bezoar.statistics import harmonic_mean
 
 ALL = ("bti-dbf", "neural-cleanse", "rnp", "tac")
@@ -142,8 +142,7 @@ def test_who_could_not_look_at_a_network_is_left_out_there_as_in_a_scan(monkeypa
 
 
 def test_the_stored_null_holds_networks_of_every_number_of_classes():
-    text = (combining.resources.files("bezoar") / combining.NULL).read_text()
-    null = json.loads(text)
+    null = packaged(combining.NULL)
     assert null["version"] >= 1
     assert {network["classes"] for network in null["networks"]} >= {10, 12, 43, 200}
     assert len(null_smallest(ALL, many=False)) >= 40

@@ -636,7 +636,7 @@ def test_the_command_leaves_with_that_code(models, fail_on, code, run, manifest)
 def test_a_suspicious_model_fails_the_pipeline_unless_only_findings_shall(
     run, manifest, monkeypatch
 ):
-    cautious = functools.partial(pipeline.scan, levels=Levels(carried=1.01))
+    cautious = functools.partial(pipeline.scan, levels=Levels(found=1e-12))
     monkeypatch.setattr(pipeline, "scan", cautious)
     path = manifest(row("planted.toml"), row("twin.toml"))
     arguments = ("scan", "--manifest", path, *HERE, "--methods", "tac")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bezoar.errors import InputError
 from bezoar.methods import Evidence
 from bezoar.methods.neural_cleanse_triggers import Triggers
 from bezoar.proving import Proof
@@ -123,6 +124,15 @@ def test_the_levels_can_be_chosen():
     assert judge(seen, NAMES, loose).verdict is Verdict.BACKDOOR_FOUND
     strict = Levels(suspicious=0.01)
     assert judge(seen, NAMES, strict).verdict is Verdict.NOTHING_FOUND
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"suspicious": 0}, {"found": 1}, {"found": math.nan}, {"carried": 1.1}, {"natural": -0.1}],
+)
+def test_levels_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} is .*; expected it in"):
+        Levels(**wrong)
 
 
 def test_very_small_p_values_are_not_printed_as_zero():

@@ -28,13 +28,12 @@ theorem), so from ``CONTRADICTED`` on its p-values are multiplied by the c that 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from bezoar.methods import Evidence, methods
+from bezoar.packaged import packaged
 from bezoar.reference_classes import SOME
 from bezoar.statistics import LEAST, harmonic_mean, harmonic_means
 
@@ -221,5 +220,4 @@ def smallest_of(
 
 @functools.cache
 def _networks() -> tuple[dict[str, Any], ...]:
-    text = resources.files("bezoar").joinpath(NULL).read_text(encoding="utf-8")
-    return tuple(json.loads(text)["networks"])
+    return tuple(packaged(NULL)["networks"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from bezoar.combining import MANY
 from bezoar.metrics import rate
+from bezoar.packaged import packaged
 
 SOURCE = "data/power.json"  # written by benchmarks/false_alarms.py
 TOGETHER = "data/scan_power.json"  # written by benchmarks/scan_power.py
@@ -23,8 +22,7 @@ def power_sentence() -> str:
     >>> power_sentence().startswith("Measured on small digit networks")
     True
     """
-    text = resources.files("bezoar").joinpath(SOURCE).read_text(encoding="utf-8")
-    rows = {row["kind"]: row for row in json.loads(text)["summary"] if row["networks"] == "all"}
+    rows = {row["kind"]: row for row in packaged(SOURCE)["summary"] if row["networks"] == "all"}
     clean, patch, blend = rows["clean"], rows["bad-nets"], rows["blend"]
     flagged = {row["kind"]: _share(row["flagged at 0.05"]) for row in (clean, patch, blend)}
     return (
@@ -90,8 +88,7 @@ def _found_of(power: dict[str, Any], images: int) -> str:
 
 @functools.cache
 def _together() -> list[dict[str, Any]]:
-    text = resources.files("bezoar").joinpath(TOGETHER).read_text(encoding="utf-8")
-    rows: list[dict[str, Any]] = json.loads(text)["power"]
+    rows: list[dict[str, Any]] = packaged(TOGETHER)["power"]
     return rows
 
 

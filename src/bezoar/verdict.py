@@ -18,6 +18,7 @@ from enum import StrEnum
 import msgspec
 
 from bezoar.combining import Combined, combine, corrected_p_values
+from bezoar.errors import InputError
 from bezoar.methods.method import Evidence
 from bezoar.proving import FEWEST_IMAGES, FEWEST_SOURCES, Proof
 from bezoar.wording import p_in_words, within_a_sentence
@@ -44,12 +45,23 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
             class for *backdoor found*: of each of at least two other classes (``proving``).
         natural: a recovered perturbation explained to at least this share by the features that
             separate the classes anyway is no proof.
+
+    Raises:
+        InputError: a p-value outside of (0, 1), or a share outside of [0, 1].
     """
 
     suspicious: float = 0.05
     found: float = 0.01
     carried: float = 0.8
     natural: float = 0.75
+
+    def __post_init__(self) -> None:
+        for name in ("suspicious", "found"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected it in (0, 1)")
+        for name in ("carried", "natural"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected it in [0, 1]")
 
 
 @dataclass(frozen=True)

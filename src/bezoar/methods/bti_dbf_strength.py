@@ -18,13 +18,12 @@ not one for each class, so nothing is corrected for K.
 from __future__ import annotations
 
 import functools
-import json
 import math
-from importlib import resources
 
 from torch import Tensor
 
 from bezoar.measured_null import MeasuredNull
+from bezoar.packaged import packaged
 
 LEAST = 0.1  # of a strength: below, the trigger leads nowhere, and logarithms grow without meaning
 
@@ -51,8 +50,7 @@ def strength_of(plain: Tensor, stamped: Tensor, k: int) -> float:
 @functools.cache
 def null_strengths() -> tuple[float, ...]:
     """The strength of the trigger recovered from each measured network without a backdoor."""
-    text = resources.files("bezoar").joinpath(NULL).read_text(encoding="utf-8")
-    return tuple(json.loads(text)["strengths"])
+    return tuple(packaged(NULL)["strengths"])
 
 
 def strength_test(strength: float) -> tuple[float, float]:

@@ -39,12 +39,10 @@ once the stronger one was.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, ClassVar
 
 import torch
@@ -58,6 +56,7 @@ from bezoar.methods.method import HELD_OUT, Evidence, Method, Needs, methods
 from bezoar.methods.neural_cleanse_triggers import of_others, pixels_of, predicted
 from bezoar.methods.waves import FINEST, carried_by_waves, periods_within, wave
 from bezoar.metrics import rate
+from bezoar.packaged import packaged
 from bezoar.training import Progress, no_progress
 from bezoar.wording import WAVE
 
@@ -265,8 +264,7 @@ def log_odds(share: float, count: int) -> float:
 @functools.cache
 def null_log_ratios() -> tuple[float, ...]:
     """The smallest r of each measured network without a backdoor."""
-    text = resources.files("bezoar").joinpath(NULL).read_text(encoding="utf-8")
-    return tuple(json.loads(text)["log ratios"])
+    return tuple(packaged(NULL)["log ratios"])
 
 
 def null() -> MeasuredNull:

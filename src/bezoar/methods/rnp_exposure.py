@@ -20,11 +20,9 @@ reach.
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from torch import nn
@@ -34,6 +32,7 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.rnp_unlearning import EARLY, Unlearned, Unlearning, unlearn
 from bezoar.methods.statistics_prior import batch_norms
+from bezoar.packaged import packaged
 from bezoar.training import Progress, no_progress
 
 NULL = "data/rnp_null.json"  # written by benchmarks/rnp_detection.py
@@ -144,8 +143,7 @@ def null_excesses(batch_norm: bool) -> tuple[float, ...]:
     Args:
         batch_norm: of those with batch norms, or of those without any.
     """
-    text = resources.files("bezoar").joinpath(NULL).read_text(encoding="utf-8")
-    return tuple(json.loads(text)["batch norm" if batch_norm else "no norm"])
+    return tuple(packaged(NULL)["batch norm" if batch_norm else "no norm"])
 
 
 def least_p_value(batch_norm: bool) -> float:

@@ -28,11 +28,9 @@ a scan leaves this witness out, as it does beyond 100 classes: the null has netw
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from collections.abc import Sequence
-from importlib import resources
 from typing import ClassVar
 
 import torch
@@ -45,6 +43,7 @@ from bezoar.methods.additive_patterns import AdditivePatterns
 from bezoar.methods.method import HELD_OUT, Evidence, Method, Needs, check_target_class, methods
 from bezoar.methods.neural_cleanse_triggers import pixels_of
 from bezoar.methods.smooth_inversion import SmoothInversion, invert_smooth
+from bezoar.packaged import packaged
 from bezoar.training import Progress, no_progress
 from bezoar.wording import SMOOTH
 
@@ -195,8 +194,7 @@ def unusual_smooth(
 @functools.cache
 def null() -> ExponentialNull:
     """What -log r is judged against: the largest of each measured network without a backdoor."""
-    text = resources.files("bezoar").joinpath(NULL).read_text(encoding="utf-8")
-    return ExponentialNull(tuple(-ratio for ratio in json.loads(text)["log ratios"]))
+    return ExponentialNull(tuple(-ratio for ratio in packaged(NULL)["log ratios"]))
 
 
 def _tested(ratio: float) -> tuple[float, float]:
