@@ -1,6 +1,5 @@
 """One p-value from several witnesses, against plain computations and closed forms."""
 
-
 import numpy as np
 import pytest
 
