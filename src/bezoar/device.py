@@ -59,6 +59,14 @@ def evaluation_batch(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 512
 
 
+def gradient_batch(device: torch.device) -> int:
+    """Images in one pass with gradients of the images that is fast on ``device``, likewise.
+
+    On two CPU threads 64 are as fast as 32 and 96, and a tenth faster than 160 (ResNet-8, 32x32).
+    """
+    return 64 if device.type == "cpu" else 4096
+
+
 def has_channels_last(network: nn.Module, device: torch.device) -> bool:
     """Whether ``device`` has that layout for the modules of ``network``.
 

@@ -12,6 +12,7 @@ from bezoar.images import ImageSet
 from bezoar.methods import neural_cleanse_inversion
 from bezoar.methods.neural_cleanse_inversion import invert, inverted_for
 from bezoar.methods.neural_cleanse_schedule import Inversion
+from bezoar.methods.neural_cleanse_triggers import classes_in_a_pass
 
 SHORT = Inversion(epochs=14, steps=2, batch_size=6, success=0.9, stop_patience=2)
 
@@ -75,10 +76,12 @@ def doubles(digits):
     return classifier, digits.clean.images[:80].double() / 255, digits.clean.labels[:80]
 
 
-@pytest.mark.parametrize("numbers", [2**22, 64 * 6 * 3])  # all ten classes at once, three at once
-def test_all_classes_at_once_equal_one_after_the_other(numbers, doubles, monkeypatch):
+@pytest.mark.parametrize("together", [10, 3])
+def test_classes_at_once_equal_one_after_the_other(together, doubles, monkeypatch):
     classifier, images, labels = doubles
-    monkeypatch.setattr(neural_cleanse_inversion, "NUMBERS", numbers)
+    monkeypatch.setattr(
+        neural_cleanse_inversion, "classes_in_a_pass", lambda _count, _images: together
+    )
     triggers = invert(classifier, images, labels, range(10), SHORT, seed=5)
     taken = set()
     for k in range(10):
@@ -92,6 +95,13 @@ def test_all_classes_at_once_equal_one_after_the_other(numbers, doubles, monkeyp
         taken.add(epochs)
     assert len(taken) > 1, "no class left the batch early, so leaving was not tested"
     assert triggers.passes == sum(triggers.epochs) * SHORT.steps * SHORT.batch_size
+
+
+def test_how_many_classes_share_a_pass():
+    on_cpu = torch.zeros(1, 3, 32, 32)
+    assert [classes_in_a_pass(count, on_cpu) for count in (1, 16, 64, 65)] == [64, 4, 1, 1]
+    large = torch.zeros(1, 3, 224, 224)
+    assert classes_in_a_pass(9, large) == 3, "27 images fill the memory that a pass may take"
 
 
 def test_a_class_gets_the_same_trigger_in_whatever_company_it_is(doubles):

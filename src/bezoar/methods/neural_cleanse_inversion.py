@@ -35,10 +35,10 @@ from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.neural_cleanse_schedule import Inversion, Schedule
 from bezoar.methods.neural_cleanse_triggers import (
-    NUMBERS,
     Logits,
     Triggers,
     carried_shares,
+    classes_in_a_pass,
     of_others,
     pixels_of,
     predicted,
@@ -112,7 +112,7 @@ def invert(
     schedules = [Schedule(settings, first) for _ in classes]
     epochs = [0] * len(classes)
     active = [row for row, draw in enumerate(draws) if len(draw.allowed)]
-    at_once = max(1, NUMBERS // (settings.batch_size * images[0].numel()))
+    at_once = classes_in_a_pass(settings.batch_size, images)
     for epoch in range(settings.epochs):
         if not active:
             break

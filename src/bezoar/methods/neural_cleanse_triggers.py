@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bezoar.classifier import Classifier
-from bezoar.device import evaluation_batch
+from bezoar.device import evaluation_batch, gradient_batch
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 
@@ -94,6 +94,12 @@ def predicted(logits: Logits, images: Tensor) -> Tensor:
         most = min(evaluation_batch(images.device), NUMBERS // images[0].numel())
         parts = torch.split(images, max(1, most))
         return torch.cat([logits(part).argmax(1) for part in parts])
+
+
+def classes_in_a_pass(count: int, images: Tensor) -> int:
+    """How many classes share a pass with gradients, of ``count`` images (n, c, h, w) each."""
+    most = min(gradient_batch(images.device), NUMBERS // images[0].numel())
+    return max(1, most // count)
 
 
 def of_others(classes: Sequence[int], answers: Tensor, labels: Tensor | None) -> Tensor:

@@ -28,11 +28,15 @@ from torch import Tensor
 from bezoar.device import own_stream
 from bezoar.errors import InputError
 from bezoar.methods.additive_patterns import AdditivePatterns
-from bezoar.methods.neural_cleanse_triggers import Logits, of_others, predicted
+from bezoar.methods.neural_cleanse_triggers import (
+    Logits,
+    classes_in_a_pass,
+    of_others,
+    predicted,
+)
 from bezoar.training import Progress, no_progress
 
 _FINEST = 4  # pixels of half a period, at least
-_TOGETHER = 4  # classes in one pass: two threads share it, and its memory does not grow with them
 _WHAT = "inverting smooth patterns"
 
 
@@ -109,6 +113,7 @@ def invert_smooth(
     rows = [row for row, some in enumerate(allowed) if len(some)]
     basis = cosines(images.shape[2], images.shape[3], settings.frequencies).to(images)
     channels, count = images.shape[1], settings.batch_size
+    together = classes_in_a_pass(count, images)
     draws = [own_stream(seed, k) for k in classes]
     start = [torch.randn(channels, len(basis), generator=draw) for draw in draws]
     theta = (settings.learning_rate / 2 * torch.stack(start).to(images)).requires_grad_()
@@ -119,8 +124,8 @@ def invert_smooth(
     targets = torch.tensor(classes, device=images.device)
     for step in range(settings.steps if rows else 0):
         theta.grad = torch.zeros_like(theta)
-        for first in range(0, len(rows), _TOGETHER):
-            some = rows[first : first + _TOGETHER]
+        for first in range(0, len(rows), together):
+            some = rows[first : first + together]
             drawn = torch.stack([_drawn(allowed[row], count, draws[row]) for row in some])
             shown = images[drawn.to(images.device)]
             own = theta.detach()[some].requires_grad_()
