@@ -35,6 +35,8 @@ where its suspects and this are as before. Ten are not: the adaptive blend that 
 in two third-party networks (three draws) and, without images, in ``blend`` on traffic signs (three
 draws), and another class first in a clean network under precaution. These were run again; the
 seconds and rescans of the others are those of seven witnesses.
+**All runs are older than the mean of three unlearnings** (``mean_of_runs.py``), which ``clean``
+takes since for the one unlearning that they made.
 Each run is written to ``results/automatic.json`` at once, and a rerun does only what is missing.
 """
 
