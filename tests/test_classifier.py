@@ -1,7 +1,10 @@
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from bezoar import networks
 from bezoar.classifier import Classifier
@@ -349,6 +352,101 @@ def test_a_group_norm_on_a_cpu_is_not_laid_out():
     classifier.to_fast_layout()
     assert network[0].weight.is_contiguous()
     assert classifier.normalise(channels_last(torch.rand(2, *SHAPE))).is_contiguous()
+
+
+class Named(nn.Module):
+    """The head is a call, and the module has a flag of the name that a bias usually has."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.w, self.offset = True, nn.Parameter(torch.randn(5, 6)), None
+
+    def forward(self, x):
+        rows = x.unfold(2, 8, 8).unfold(3, 16, 16).mean((4, 5)).flatten(1)
+        return F.linear(rows, self.w, self.offset)
+
+
+@pytest.mark.parametrize("kind", ["none", "parameter", "buffer", "convolution"])
+def test_the_bias_of_the_head_is_the_one_that_it_is_called_with(kind):
+    torch.manual_seed(0)
+    network = Named()
+    offset = torch.tensor([5.0, -5.0, 3.0, 1.0, 0.0])
+    if kind == "parameter":
+        network.offset = nn.Parameter(offset)
+    elif kind == "buffer":
+        del network.offset
+        network.register_buffer("offset", offset)
+    elif kind == "convolution":
+        network = Convolutional(pool_first=True).eval()
+    classifier = Classifier(network, mean=0.5, std=0.25).trace(SHAPE)
+    images = torch.rand(7, *SHAPE)
+    weight, bias = classifier.head
+    expected = classifier.features(images) @ weight.T + bias
+    assert torch.allclose(classifier(images), expected, atol=1e-5)
+    assert bool(bias.any()) == (kind != "none")
+
+
+def test_a_bias_that_is_computed_anew_is_refused():
+    network = Named()
+    network.offset = torch.ones(5)
+    with pytest.raises(InputError, match="computes its bias anew"):
+        Classifier(network, mean=0.5, std=0.25).trace(SHAPE)
+
+
+class Auxiliary(nn.Module):
+    """In training it gives the logits of a second head, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.other = body(), nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, x):
+        rows = self.body(x).mean((2, 3))
+        return (self.head(rows), self.other(rows)) if self.training else self.head(rows)
+
+
+def test_auxiliary_logits_of_training_are_passed_over():
+    torch.manual_seed(0)
+    classifier = Classifier(Auxiliary(), mean=0.5, std=0.25)
+    classifier.network.train()
+    images = torch.rand(7, *SHAPE)
+    weight, bias = classifier.trace(SHAPE).head
+    expected = classifier.features(images) @ weight.T + bias
+    assert torch.allclose(classifier(images), expected, atol=1e-5)
+    network = Auxiliary()
+    network.forward = lambda x: (torch.zeros(len(x), 5),) * 2
+    with pytest.raises(InputError, match="answers with tuple"):
+        Classifier(network, mean=0.5, std=0.25).trace(SHAPE)
+
+
+def test_of_a_parallel_network_its_module_is_taken():
+    network = Pooled(nn.Linear(6, 5))
+    assert Classifier(nn.DataParallel(network), mean=0.5, std=0.25).network is network
+
+
+def test_what_a_pass_or_a_pruning_left_in_a_module_does_not_keep_it_from_being_copied():
+    network = Pooled(nn.Linear(6, 5))
+    prune.l1_unstructured(network.body[0], "weight", 0.3)
+    network.kept = network.body(torch.rand(2, *SHAPE))
+    classifier = Classifier(network, mean=0.5, std=0.25).trace(SHAPE)
+    images, twin = torch.rand(3, *SHAPE), classifier.copy()
+    assert torch.equal(twin(images), classifier(images))
+    assert network.kept.requires_grad and twin.network.kept is not network.kept
+
+
+def test_a_network_that_cannot_be_copied_is_named():
+    network = Pooled(nn.Linear(6, 5))
+    network.lock = threading.Lock()
+    with pytest.raises(InputError, match="the network cannot be copied: cannot pickle"):
+        Classifier(network, mean=0.5, std=0.25).trace(SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["half", "double"])
+def test_weights_of_another_precision_are_named(kind):
+    network = getattr(Pooled(nn.Linear(6, 5)), kind)()
+    number = {"half": "float16", "double": "float64"}[kind]
+    with pytest.raises(InputError, match=rf"weights of type {number}; give network.float\(\)"):
+        Classifier(network, mean=0.5, std=0.25).trace(SHAPE)
 
 
 def test_a_copy_is_independent():

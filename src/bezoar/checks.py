@@ -190,6 +190,8 @@ def _digests(images: ImageSet) -> Iterator[bytes]:
 def check_finite_network(classifier: Classifier) -> None:
     """Refuses a network with values that are not finite numbers."""
     for name, tensor in classifier.network.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue  # a module's extra state
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(
                 f"the network's tensor {name!r} holds values that are not finite numbers; the file "

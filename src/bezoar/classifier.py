@@ -11,6 +11,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ class Classifier:
     """Wraps a network that maps images to logits, without ever changing it.
 
     Args:
-        network: any ``nn.Module``; it takes normalised images (n, channels, height, width).
+        network: any ``nn.Module``; it takes normalised images (n, channels, height, width). Of an
+            ``nn.DataParallel`` its ``module`` is taken.
         mean: subtracted from images in [0, 1]; one number, or one for each channel.
         std: then divided by; the same.
         classes: names in the order of the logits; by default the indices.
@@ -79,7 +81,8 @@ class Classifier:
             raise InputError(
                 f"the network is a {type(network).__name__}; expected a torch.nn.Module"
             )
-        self.network = network
+        # Copies, and functions of other weights, are of one device's network.
+        self.network = network.module if isinstance(network, nn.DataParallel) else network
         self.mean = _as_channels(mean, "mean")
         self.std = _as_channels(std, "std")
         if min(self.std) <= 0:
@@ -89,6 +92,7 @@ class Classifier:
         self.input_size = input_size
         self._classes = tuple(classes) if classes is not None else None
         self._head_name: str | None = None
+        self._head_bias: str | None = None
         self._head_is_averaged = False
         self._num_classes: int | None = None
         self._input_shape: tuple[int, int, int] | None = None
@@ -101,12 +105,20 @@ class Classifier:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (n, classes) for images (n, c, h, w) in [0, 1], in the network's current mode."""
-        return self.network(self.normalise(images))  # type: ignore[no-any-return]  # nn.Module
+        return self.logits_of(self.network(self.normalise(images)))
+
+    def logits_of(self, output: Any) -> Tensor:
+        """What the network's output says of the classes.
+
+        In training some networks give auxiliary logits beside their own, which come first.
+        """
+        if isinstance(output, tuple) and self.network.training:
+            output = output[0]
+        return output  # type: ignore[no-any-return]  # ``trace`` refuses what is no tensor
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the network itself sees: ``(images - mean) / std``, in a layout that it takes."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        mean, std = (images.new_tensor(value).view(1, -1, 1, 1) for value in (self.mean, self.std))
         seen = (images - mean) / std
         if self._takes_channels_last:
             return seen
@@ -172,6 +184,13 @@ class Classifier:
         except InputError:
             raise
         except Exception as error:
+            kinds = {p.dtype for p in self.network.parameters() if p.dtype != torch.float32}
+            if kinds:
+                found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+                raise InputError(
+                    f"the network cannot take images, and has weights of type {found}; give "
+                    "network.float()"
+                ) from error
             size = "x".join(map(str, shape))
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise InputError(
@@ -193,16 +212,16 @@ class Classifier:
             raise InputError(
                 "the network answers with one logit; expected one for each class, two or more"
             )
-        name, averaged = self._find_head(recorder.calls, logits)
+        name, bias, averaged = self._find_head(recorder.calls, logits)
         if self._classes is not None and len(self._classes) != logits.shape[1]:
             raise InputError(
                 f"{len(self._classes)} class names were given and the network has "
                 f"{logits.shape[1]} classes"
             )
-        self._head_name, self._head_is_averaged = name, averaged
+        self._takes_channels_last = self._runs_channels_last(probe)
+        self._head_name, self._head_bias, self._head_is_averaged = name, bias, averaged
         self._num_classes = logits.shape[1]
         self._input_shape = shape
-        self._takes_channels_last = self._runs_channels_last(probe)
         return self
 
     @property
@@ -230,13 +249,12 @@ class Classifier:
     def head(self) -> Head:
         """The final linear layer; needs ``trace``, or an ``input_size`` to trace with."""
         weight = self._head_weight().detach().float()
-        name = self._head_name or ""
-        prefix = name.rpartition(".")[0]
-        owner = self.network.get_submodule(prefix)
-        bias = getattr(owner, "bias", None)
         flat = weight.reshape(len(weight), -1).clone()
-        zeros = torch.zeros(len(weight), device=weight.device)
-        return Head(flat, zeros if bias is None else bias.detach().float().clone(), name)
+        if self._head_bias is None:
+            bias = torch.zeros(len(weight), device=weight.device)
+        else:
+            bias = _named_tensors(self.network)[self._head_bias].detach().float().clone()
+        return Head(flat, bias, self._head_name or "")
 
     def features(self, images: Tensor) -> Tensor:
         """The input of the final linear layer, (n, d), in the network's current mode."""
@@ -252,7 +270,7 @@ class Classifier:
 
         def add(features: Tensor) -> Tensor:
             missing = features.ndim - 2
-            return features + shift.reshape(*shift.shape, *([1] * missing))
+            return features + shift.reshape(*shift.shape, *([1] * missing)).to(features.dtype)
 
         with self._editing_head_input(add):
             return self(images)
@@ -286,7 +304,19 @@ class Classifier:
     def copy(self) -> Classifier:
         """An independent classifier with its own copy of the network."""
         twin = copy.copy(self)
-        twin.network = copy.deepcopy(self.network)
+        # What a module keeps of a pass, or computes from other weights, is not copied otherwise.
+        computed = {
+            id(value): value.detach().clone()
+            for module in self.network.modules()
+            for value in vars(module).values()
+            if isinstance(value, Tensor) and not value.is_leaf
+        }
+        try:
+            twin.network = copy.deepcopy(self.network, computed)
+        except (TypeError, RuntimeError) as error:
+            raise InputError(
+                f"the network cannot be copied: {error}; remove what it holds beside its weights"
+            ) from error
         return twin
 
     # -- inner works ---------------------------------------------------------------------------
@@ -323,7 +353,7 @@ class Classifier:
                 f"{self.input_size[0]}x{self.input_size[1]}; resize them, or correct the input size"
             )
 
-    def _find_head(self, calls: list[LinearCall], logits: Tensor) -> tuple[str, bool]:
+    def _find_head(self, calls: list[LinearCall], logits: Tensor) -> tuple[str, str | None, bool]:
         parameters = {id(tensor): name for name, tensor in self.network.named_parameters()}
         for call in reversed(calls):
             averaged = call.output.ndim == 4 and call.output.shape[2:] != (1, 1)
@@ -340,7 +370,14 @@ class Classifier:
             uses = sum(other.weight is call.weight for other in calls)
             if uses > 1:
                 raise InputError(f"the final linear layer {name!r} runs {uses} times in one pass")
-            return name, averaged
+            named = {id(tensor): key for key, tensor in _named_tensors(self.network).items()}
+            bias = None if call.bias is None else named.get(id(call.bias))
+            if call.bias is not None and bias is None:
+                raise InputError(
+                    "the final linear layer computes its bias anew at every call; make it a plain "
+                    "parameter first"
+                )
+            return name, bias, averaged
         last = parameters.get(id(calls[-1].weight), "a computed weight") if calls else None
         found = (
             f"the last linear layer is {last!r}, and other operations follow it"
@@ -374,6 +411,10 @@ class Classifier:
 
     def _editing_head_input(self, edit: Callable[[Tensor], Tensor]) -> TorchFunctionMode:
         return HeadInput(self._head_weight(), edit)
+
+
+def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    return dict(network.named_buffers()) | dict(network.named_parameters())
 
 
 def _as_channels(value: float | Sequence[float], name: str) -> tuple[float, ...]:

@@ -88,7 +88,7 @@ def between(original: Classifier, repaired: Classifier, share: float) -> Classif
     with torch.no_grad():
         # From the repair's own values: a tensor under two names is written twice, not moved twice.
         for name, value in made.network.state_dict().items():
-            if not value.is_floating_point():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
                 continue
             if name.rpartition(".")[2] == _VARIANCE:
                 value.copy_(_geometric(start[name], end[name], share))
@@ -115,5 +115,8 @@ def _geometric(start: Tensor, end: Tensor, share: float) -> Tensor:
 
 
 def _alike(one: Classifier, other: Classifier) -> bool:
-    first, second = (c.network.state_dict() for c in (one, other))
-    return {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
+    first, second = (
+        {k: v.shape for k, v in c.network.state_dict().items() if isinstance(v, Tensor)}
+        for c in (one, other)
+    )
+    return first == second

@@ -174,12 +174,17 @@ def _outline(network: nn.Module) -> dict[str, Any]:
         }
         for name, module in network.named_modules()
     }
-    shapes = {name: list(t.shape) for name, t in network.state_dict().items()}
+    state = network.state_dict()
+    shapes = {name: list(t.shape) for name, t in state.items() if isinstance(t, Tensor)}
     return {"modules": modules, "shapes": shapes}
 
 
 def _floats(network: nn.Module) -> dict[str, Tensor]:
-    return {n: t for n, t in network.state_dict().items() if t.is_floating_point()}
+    return {
+        name: value
+        for name, value in network.state_dict().items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
 
 
 def _accelerator_states(network: nn.Module) -> list[Tensor]:

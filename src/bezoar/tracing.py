@@ -18,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class LinearCall:
-    """One call: the weight, (out, in) or (out, in, 1, 1), and what came out."""
+    """One call: the weight, (out, in) or (out, in, 1, 1), the bias if any, and what came out."""
 
     weight: Tensor
+    bias: Tensor | None
     output: Tensor
 
 
@@ -47,7 +48,8 @@ class LinearCalls(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         weight = _linear_weight(func, args, kwargs or {})
         if weight is not None:
-            self.calls.append(LinearCall(weight, output))
+            bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+            self.calls.append(LinearCall(weight, bias, output))
         return output
 
 

@@ -198,8 +198,8 @@ def logits_with(classifier: Classifier, images: Tensor, changed: Mapping[str, Te
     }
     # torch would find these places itself, but it visits a module that has two names twice,
     # and then puts the product back in place of the parameter.
-    return functional_call(  # type: ignore[no-any-return]
-        network, everywhere, (classifier.normalise(images),), tie_weights=False
+    return classifier.logits_of(
+        functional_call(network, everywhere, (classifier.normalise(images),), tie_weights=False)
     )
 
 

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from method_rows import ROWS, sharing
 from torch import nn
 
@@ -127,8 +128,9 @@ def everything_about(network):
     """All that a caller could notice a change of, as comparable values."""
     modules = list(network.named_modules())
     parameters = list(network.named_parameters())
+    state = {k: v for k, v in network.state_dict().items() if torch.is_tensor(v)}
     return {
-        "tensors": {k: (v.dtype, v.numpy().tobytes()) for k, v in network.state_dict().items()},
+        "tensors": {k: (v.dtype, v.numpy().tobytes()) for k, v in state.items()},
         "identities": [id(parameter) for _, parameter in parameters],
         "layout": [(name, p.stride()) for name, p in parameters],
         "frozen": [(name, p.requires_grad) for name, p in parameters],
@@ -271,6 +273,32 @@ class Viewed(nn.Module):
         return self.head(self.drop(maps.view(len(maps), -1)))
 
 
+class Habits(nn.Module):
+    """What people do: ``train`` returns nothing, there is extra state, a map is kept, the head is a
+    call, and its bias has a name of its own.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12)
+        self.last = nn.Conv2d(12, 8, 3, padding=1)
+        self.w = nn.Parameter(0.05 * torch.randn(4, 288))
+        self.b, self.bias = nn.Parameter(torch.tensor([0.3, -0.3, 0.1, 0.0])), True
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def get_extra_state(self):
+        return {"version": 2}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 2}
+
+    def forward(self, x):
+        self.kept = F.relu(self.last(F.relu(self.norm(self.conv(x)))))
+        return F.linear(self.kept.flatten(1), self.w, self.b)
+
+
 def small(**options):
     return networks.build("small-cnn", num_classes=4, width=8, **options)
 
@@ -283,6 +311,7 @@ UNSEEN = {
         nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)
     ),
     "flattened by a view": Viewed,
+    "habits": Habits,
     "no bias": lambda: nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4, bias=False)
     ),

@@ -31,7 +31,8 @@ def exported(network: nn.Module, shape: tuple[int, int, int]) -> torch.export.Ex
     Raises:
         InputError: ``torch.export`` cannot follow the network; the message has its reason.
     """
-    twin = copy.deepcopy(network).to("cpu").eval()
+    twin = copy.deepcopy(network).to("cpu")
+    twin.eval()
     images = torch.zeros(2, *shape)  # torch.export takes a batch of 1 for a size that never changes
     batch = torch.export.Dim("batch", min=1)
     try:

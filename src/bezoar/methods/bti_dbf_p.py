@@ -120,7 +120,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         how = self.purifying
         recipe = recipe_for(how.recipe, how.augment, classifier, clean, seed=seed)
         behind = classifier.copy()
-        behind.network.eval().requires_grad_(False)
+        behind.network.requires_grad_(False).eval()
         layer = self.decoupling.layer
         start = Start.of(behind, known, self.inversion, seed, progress, layer=layer)
         purifier = self._purifier(behind, start, seed).requires_grad_(False)

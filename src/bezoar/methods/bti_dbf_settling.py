@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from bezoar.classifier import BATCH, Classifier
 from bezoar.images import ImageSet
@@ -82,7 +83,7 @@ def _between(original: Classifier, repaired: Classifier, way: float) -> Classifi
     old, mixed = original.network.state_dict(), result.network.state_dict()
     if way < 1:
         for name, value in mixed.items():
-            if value.is_floating_point():
+            if isinstance(value, Tensor) and value.is_floating_point():
                 mixed[name] = torch.lerp(old[name], value, way)
         result.network.load_state_dict(mixed)
     return result

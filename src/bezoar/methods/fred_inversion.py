@@ -127,7 +127,7 @@ def prepared(
             "generator's images"
         )
     frozen = classifier.copy()
-    frozen.network.eval().requires_grad_(False)
+    frozen.network.requires_grad_(False).eval()
     frozen.to_fast_layout()
     return frozen, generator.to(frozen.device)
 

@@ -86,7 +86,7 @@ def _losses_after_steps(objective: Objective, images: Tensor) -> Tensor:
     losses = images.new_empty(len(images))
     first, second = halves(objective.labels)
     for support, query in ((first, second), (second, first)):
-        losses[query] = parameter_instability(
+        found = parameter_instability(
             objective.classifier,
             images,
             objective.labels,
@@ -94,7 +94,8 @@ def _losses_after_steps(objective: Objective, images: Tensor) -> Tensor:
             query,
             objective.settings.parameter,
             pattern=objective.pattern,
-        ).detach()
+        )
+        losses[query] = found.detach().to(losses.dtype)
     return losses
 
 

@@ -177,7 +177,8 @@ class IBAU(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         clean.class_counts(classifier.num_classes)
         known, held_out = self._divided(clean, seed, classifier.device)
         repaired = classifier.copy()
-        network = repaired.network.eval()
+        network = repaired.network
+        network.eval()
         if self.implicit.terms:
             check_twice_differentiable(
                 repaired,

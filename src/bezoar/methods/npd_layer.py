@@ -98,11 +98,13 @@ class PolarizedNetwork:
     def logits(self, images: Tensor, polarizer: Tensor) -> Tensor:
         """Logits (n, C) of images in [0, 1], in the network's current mode."""
         product = polarized(self._weight, polarizer)
-        return functional_call(  # type: ignore[no-any-return]
-            self.classifier.network,
-            dict.fromkeys(self._names, product),
-            (self.classifier.normalise(images),),
-            tie_weights=False,
+        return self.classifier.logits_of(
+            functional_call(
+                self.classifier.network,
+                dict.fromkeys(self._names, product),
+                (self.classifier.normalise(images),),
+                tie_weights=False,
+            )
         )
 
 

@@ -148,7 +148,8 @@ def invert_pixels(
     shape = classifier.input_shape
     check_labels(classifier, labels, len(labels))
     started = time.perf_counter()
-    network = classifier.copy().network.eval().requires_grad_(False)
+    network = classifier.copy().network.requires_grad_(False)
+    network.eval()
     draws = torch.Generator().manual_seed(seed)
     parts = balanced_batches(labels.cpu(), settings.batch_size, draws)
     images = torch.empty((len(labels), *shape))

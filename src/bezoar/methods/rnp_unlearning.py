@@ -360,7 +360,7 @@ def _copied(network: nn.Module) -> dict[str, Tensor]:
     """Its state dict, which stays one: it keeps the versions of modules, which some ask for."""
     state = network.state_dict()
     for name, value in state.items():
-        state[name] = value.clone()
+        state[name] = value.clone() if isinstance(value, Tensor) else value  # extra state
     return state
 
 

@@ -188,7 +188,8 @@ def source_for(classifier: Classifier, settings: Synthesis, seed: int) -> Sample
     """
     frozen = classifier.copy()
     frozen.to_fast_layout()
-    network = frozen.network.eval().requires_grad_(False)
+    network = frozen.network.requires_grad_(False)
+    network.eval()
     draws = torch.Generator(classifier.device).manual_seed(seed)
     bounds = None
     if settings.bounded:
