@@ -146,6 +146,16 @@ def test_a_frozen_network_trains_and_stays_frozen():
     assert all(parameter.requires_grad for parameter in free.network.parameters())
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_the_caller_has_switched_off_do_not_matter(off):
+    one, other = classifier(), classifier()
+    fit(one, bars(), SHORT, seed=0)
+    with off():
+        fit(other, bars(), SHORT, seed=0)
+        assert not torch.is_grad_enabled()
+    assert same(state(one), state(other))
+
+
 def test_the_memory_layout_of_the_weights_is_given_back():
     model = classifier()
     fit(model, bars(), SHORT, seed=0)

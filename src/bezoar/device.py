@@ -101,6 +101,13 @@ def own_stream(seed: int, number: int, device: torch.device | str = "cpu") -> to
 
 
 @contextlib.contextmanager
+def with_gradients() -> Iterator[None]:
+    """Gradients inside the block, also where the caller has switched them off, as notebooks do."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextlib.contextmanager
 def training_precision(device: torch.device, enabled: bool = True) -> Iterator[None]:
     """Autocast to ``bfloat16`` inside the block where that is faster on ``device``."""
     if enabled and has_fast_bfloat16(device):

@@ -19,6 +19,7 @@ from bezoar.aftercare import (
     signs_of_backdoor,
 )
 from bezoar.classifier import Classifier
+from bezoar.device import with_gradients
 from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
 from bezoar.given import Given
@@ -39,6 +40,7 @@ from bezoar.verdict import Verdict
 from bezoar.wording import NO_PROOF, REPAIRED, SIGNS_LEFT, UNCHANGED, UNMEASURED, UNTOUCHED
 
 
+@with_gradients()
 def clean(
     classifier: Classifier,
     images: ImageSet | None = None,

@@ -20,6 +20,7 @@ import torch
 import bezoar
 from bezoar.checks import check_input, check_runs, input_of, told_of_constant
 from bezoar.classifier import Classifier
+from bezoar.device import with_gradients
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods import Evidence, Method, methods
@@ -84,6 +85,7 @@ class Finding:
     record: dict[str, Any]
 
 
+@with_gradients()
 def scan(
     classifier: Classifier,
     clean: ImageSet | None = None,

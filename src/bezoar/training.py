@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import Classifier
-from bezoar.device import seeded, training_precision
+from bezoar.device import seeded, training_precision, with_gradients
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.recipe import History, Recipe
@@ -85,6 +85,7 @@ class BatchHook:
         """Takes the state back."""
 
 
+@with_gradients()
 def fit(
     classifier: Classifier,
     images: ImageSet,

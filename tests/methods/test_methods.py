@@ -193,6 +193,8 @@ def test_it_leaves_the_input_as_it_was(name, job, digits):
         assert hooks_in(result.classifier.network) == 0
         ours = {p.data_ptr() for p in classifier.network.parameters()}
         assert not ours & {p.data_ptr() for p in result.classifier.network.parameters()}
+        training = [name for name, m in result.classifier.network.named_modules() if m.training]
+        assert training == [], "a repair is in eval mode"
 
 
 @pytest.mark.parametrize(("name", "job"), BOTH)

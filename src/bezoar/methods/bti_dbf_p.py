@@ -165,6 +165,7 @@ class BtiDbfP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             losses += history.loss
             seconds["purifying"] += history.seconds
         _restore_gradients(purified.network, classifier.network)
+        purified.network.eval()
         some = held_out.sample(TIMED, seed=seed)
         flags = weaknesses(rounds[:1])
         if not losses:

@@ -109,11 +109,12 @@ class PolarizedNetwork:
 
 
 def fold(classifier: Classifier, place: Place, polarizer: Tensor) -> Classifier:
-    """A copy whose layer has the polarizer in its weight; everything else is the same."""
+    """A copy in eval mode whose layer has the polarizer in its weight; the rest is the same."""
     twin = classifier.copy()
     weight = twin.network.get_parameter(place.weight)
     with torch.no_grad():
         weight.copy_(polarized(weight.double(), polarizer.double()))
+    twin.network.eval()
     return twin
 
 
