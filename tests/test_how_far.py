@@ -116,6 +116,22 @@ def test_a_repair_with_other_tensors_is_the_only_one_there_is():
     assert found[:2] == (1.0, other) and asked == [other]
 
 
+class Renamed(nn.Sequential):
+    """Its state dict holds copies under other names, and what is no tensor."""
+
+    def state_dict(self, *args, **options):
+        state = super().state_dict(*args, **options)
+        return {f"net.{name}": value.clone() for name, value in state.items()} | {"version": 2}
+
+
+def test_a_state_dict_of_its_own_does_not_keep_a_network_from_the_line():
+    one, other = (Classifier(Renamed(*small(seed).network), mean=0.0, std=1.0) for seed in (1, 2))
+    made = between(one, other, 0.25)
+    first, second, found = (c.network[1].weight for c in (one, other, made))
+    assert torch.allclose(found, 0.75 * first + 0.25 * second)
+    assert walk(one, other, lambda c: Said(float(c.network[1].weight.equal(second))))[0] != 1.0
+
+
 def test_the_mean_of_three_networks_is_that_of_their_tensors_and_variances_are_geometric():
     three = [small(seed) for seed in (1, 2, 3)]
     before = [{k: v.clone() for k, v in weights(c).items()} for c in three]

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 
 import msgspec
@@ -156,10 +157,17 @@ def test_gradients_that_the_caller_has_switched_off_do_not_matter(off):
     assert same(state(one), state(other))
 
 
-def test_the_memory_layout_of_the_weights_is_given_back():
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_memory_layout_of_the_weights_is_given_back(fails):
     model = classifier()
-    fit(model, bars(), SHORT, seed=0)
+
+    def loss(*_):
+        raise InputError("no loss")
+
+    with pytest.raises(InputError, match="no loss") if fails else contextlib.nullcontext():
+        fit(model, bars(), SHORT, seed=0, loss=loss if fails else None)
     assert all(parameter.is_contiguous() for parameter in model.network.parameters())
+    assert not any(module.training for module in model.network.modules())
 
 
 def test_the_accuracy_on_validation_images_is_recorded():

@@ -84,11 +84,11 @@ def between(original: Classifier, repaired: Classifier, share: float) -> Classif
         share: s, finite; beyond 1 it is past the repair.
     """
     made = repaired.copy()
-    start, end = original.network.state_dict(), repaired.network.state_dict()
+    start, end = _tensors(original), _tensors(repaired)
     with torch.no_grad():
         # From the repair's own values: a tensor under two names is written twice, not moved twice.
-        for name, value in made.network.state_dict().items():
-            if not isinstance(value, Tensor) or not value.is_floating_point():
+        for name, value in _tensors(made).items():
+            if not value.is_floating_point():
                 continue
             if name.rpartition(".")[2] == _VARIANCE:
                 value.copy_(_geometric(start[name], end[name], share))
@@ -115,8 +115,13 @@ def _geometric(start: Tensor, end: Tensor, share: float) -> Tensor:
 
 
 def _alike(one: Classifier, other: Classifier) -> bool:
-    first, second = (
-        {k: v.shape for k, v in c.network.state_dict().items() if isinstance(v, Tensor)}
-        for c in (one, other)
-    )
+    first, second = ({k: v.shape for k, v in _tensors(c).items()} for c in (one, other))
     return first == second
+
+
+def _tensors(classifier: Classifier) -> dict[str, Tensor]:
+    """Parameters and buffers themselves: a state dict may be overridden, and hold copies."""
+    network = classifier.network
+    return dict(network.named_parameters(remove_duplicate=False)) | dict(
+        network.named_buffers(remove_duplicate=False)
+    )

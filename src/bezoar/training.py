@@ -149,10 +149,10 @@ def fit(
     )
     generator = torch.Generator().manual_seed(seed)
     total = recipe.epochs * _steps_in_epoch(len(images), recipe)
-    classifier.to_fast_layout()
     resident = images.to(device)
     through_images = needs_gradients_of_images(network)
     with (
+        _laid_out(classifier),
         seeded(device, seed),
         gradients_only_for(network, trained),
         _compiled(network, recipe.compile),
@@ -210,8 +210,6 @@ def fit(
             progress(what, (epoch + 1) / recipe.epochs)
         run.take_average()
         optimizer.zero_grad(set_to_none=True)  # gradients are as large as the network
-    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
-    network.eval()
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
         raise _diverged(what, "the weights are not finite numbers after the last epoch", recipe)
     return run.history
@@ -257,6 +255,18 @@ def gradients_only_for(network: nn.Module, trained: list[nn.Parameter]) -> Itera
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def _laid_out(classifier: Classifier) -> Iterator[None]:
+    """The fast layout inside the block; after it, however it ends, contiguous and in eval mode."""
+    classifier.to_fast_layout()
+    try:
+        yield
+    finally:
+        layout = {"memory_format": torch.contiguous_format}
+        classifier.network.to(**layout)  # type: ignore[call-overload]  # torch's stub lacks it
+        classifier.network.eval()
 
 
 def needs_gradients_of_images(network: nn.Module) -> bool:
