@@ -169,13 +169,12 @@ class Units:
     def write(
         self, classifier: Classifier, scale: Tensor, shift: Tensor | None = None
     ) -> Classifier:
-        """A copy in eval mode with the products in its weights; exact zeros where a factor is 0."""
+        """A copy with the products in its weights; exact zeros where a factor is 0."""
         twin = classifier.copy()
         state = _state(twin.network)
         with torch.no_grad():
             for name, product in self.tensors(twin.network, scale, shift).items():
                 state[name].copy_(product)
-        twin.network.eval()
         return twin
 
 

@@ -118,7 +118,9 @@ class ANP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         learned = time.perf_counter()
 
         def built(count: float) -> Classifier:
-            return units.write(classifier, kept_units(masks, int(count)))
+            made = units.write(classifier, kept_units(masks, int(count)))
+            made.network.eval()
+            return made
 
         chosen: dict[str, Any] = {"tried": [], "accuracy": [], "floor": None}
         if held_out is None:

@@ -117,7 +117,11 @@ class CLP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             progress(_WHAT, (index + 1) / (len(units.sites) + 1))
         skipped += _parts_of_sums(classifier, units)
         kept = _kept(units, layers, self.u)
-        repaired = units.write(classifier, kept, kept)
+
+        def written(kept: Tensor) -> Classifier:
+            made = units.write(classifier, kept, kept)
+            made.network.eval()
+            return made
 
         def others() -> Iterator[tuple[str, Classifier]]:
             seen = {tuple(kept.tolist())}
@@ -125,7 +129,7 @@ class CLP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 other = _kept(units, layers, u)
                 if tuple(other.tolist()) not in seen:
                     seen.add(tuple(other.tolist()))
-                    yield f"u = {u:g}", units.write(classifier, other, other)
+                    yield f"u = {u:g}", written(other)
 
         counts = [int((_kept(units, layers, u) == 0).sum()) for u in _SWEEP]
         record = {
@@ -141,7 +145,7 @@ class CLP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "seconds": {"total": time.perf_counter() - started},
         }
         progress("CLP", 1.0)
-        return Repair(repaired, record, alternatives=others)
+        return Repair(written(kept), record, alternatives=others)
 
 
 # -- the bound -------------------------------------------------------------------------------------
