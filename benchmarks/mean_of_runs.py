@@ -13,35 +13,11 @@ by a first look at nine of these networks; two do nearly as well. Each network i
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tyro
-from finished_tasks import finished, resumed
+from development_half import Options, measured, results_of
 from mean_of_runs_looking import look
-from pool_methods import POOL
-from result_file import result_head
-
-from bezoar.pools import open_pool
-from bezoar.records import write_json
-
-RESULTS = Path(__file__).parent / "results" / "mean_of_runs.json"
-
-
-@dataclass
-class Options:
-    """What to run.
-
-    Attributes:
-        seeds: each draws other clean images.
-        executor: where, and how many side by side.
-        out: the result file.
-    """
-
-    seeds: tuple[int, ...] = (0,)
-    executor: str = "local:2"
-    out: Path = RESULTS
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -58,17 +34,12 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(options: Options) -> None:
     """Runs what is missing."""
-    entries = open_pool(POOL).half("development")
-    names = [entry.name for entry in entries if entry.status == "backdoored"]
-    runs, tasks = resumed(options.out, look, names, options.seeds)
-    head = result_head(
-        __file__, "The mean of several unlearnings", "one thread a model, other work beside it"
-    )
-    for key, row in finished(tasks, options.executor):
-        runs.append(row)
-        write_json(options.out, head | {"summary": summary(runs), "runs": runs})
-        print(key, row, flush=True)
+    title = "The mean of several unlearnings"
+    for key, whole in measured(
+        options, look, __file__, title, lambda runs: {"summary": summary(runs)}
+    ):
+        print(key, whole["runs"][-1], flush=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, default=Options(results_of(__file__))))

@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 from measured_models import pool_model
+from most_unusual import most_unusual
 from null_networks import CLEAN_IMAGES
 
 from bezoar.evaluation import compare, evaluate
 from bezoar.executors import report
-from bezoar.given import HELD_OUT
 from bezoar.how_far import mean_of
 from bezoar.methods import JointUnlearning
-from bezoar.scanning import scan
-from bezoar.surviving import Survivors
 from bezoar.trying import RUNS, seeds_of
 
 
@@ -28,10 +26,7 @@ def look(*, name: str, seed: int) -> dict[str, Any]:
     one = pool_model(name, CLEAN_IMAGES, seed)
     assert one.attack is not None
     used = time.process_time()
-    known, held_out = one.clean.split(1 - HELD_OUT, seed=seed)
-    finding = scan(one.classifier, one.clean, seed=seed)
-    first = finding.ranking[0]
-    survivors = Survivors(one.classifier, finding.evidence, (first,), known, held_out, seed=seed)
+    first, known, _, finding, survivors = most_unusual(one, seed)
     method, triggers = JointUnlearning(target_class=first), survivors.triggers
     single = [
         method.unlearn(

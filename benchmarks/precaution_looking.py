@@ -10,18 +10,16 @@ from typing import Any
 
 import torch
 from measured_models import pool_model
+from most_unusual import most_unusual
 from null_networks import CLEAN_IMAGES
 from pool_methods import clean_accuracy
 
 from bezoar.accuracy_loss import Baseline
 from bezoar.evaluation import evaluate
 from bezoar.executors import report
-from bezoar.given import HELD_OUT
 from bezoar.how_far import between
 from bezoar.methods import JointUnlearning
 from bezoar.precaution import SHARES
-from bezoar.scanning import scan
-from bezoar.surviving import Survivors
 from bezoar.trying import Unlearning
 
 WHOLE = 1.0
@@ -32,10 +30,7 @@ def look(*, name: str, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     one = pool_model(name, CLEAN_IMAGES, seed)
     used = time.process_time()
-    known, held_out = one.clean.split(1 - HELD_OUT, seed=seed)
-    finding = scan(one.classifier, one.clean, seed=seed)
-    first = finding.ranking[0]
-    survivors = Survivors(one.classifier, finding.evidence, (first,), known, held_out, seed=seed)
+    first, known, held_out, finding, survivors = most_unusual(one, seed)
     step = Unlearning(JointUnlearning(target_class=first), survivors, runs=1)
     repair = step.remove(one.classifier, known, seed=seed, progress=report)
     used = time.process_time() - used

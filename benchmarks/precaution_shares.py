@@ -11,35 +11,11 @@ to ``results/precaution_shares.json`` at once, and a rerun does only what is mis
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tyro
-from finished_tasks import finished, resumed
-from pool_methods import POOL
+from development_half import Options, measured, results_of
 from precaution_looking import look
-from result_file import result_head
-
-from bezoar.pools import open_pool
-from bezoar.records import write_json
-
-RESULTS = Path(__file__).parent / "results" / "precaution_shares.json"
-
-
-@dataclass
-class Options:
-    """What to run.
-
-    Attributes:
-        seeds: each draws other clean images.
-        executor: where, and how many side by side.
-        out: the result file.
-    """
-
-    seeds: tuple[int, ...] = (0,)
-    executor: str = "local:2"
-    out: Path = RESULTS
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -71,20 +47,16 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(options: Options) -> None:
     """Runs what is missing."""
-    names = [
-        entry.name
-        for entry in open_pool(POOL).half("development")
-        if entry.status in ("clean", "backdoored")
-    ]
-    runs, tasks = resumed(options.out, look, names, options.seeds)
-    head = result_head(
-        __file__, "A part of the way of a precaution", "one thread a model, other work beside it"
-    )
-    for key, row in finished(tasks, options.executor):
-        runs.append(row)
-        write_json(options.out, head | {"summary": summary(runs), "runs": runs})
-        print(key, row, flush=True)
+    for key, whole in measured(
+        options,
+        look,
+        __file__,
+        "A part of the way of a precaution",
+        lambda runs: {"summary": summary(runs)},
+        statuses=("clean", "backdoored"),
+    ):
+        print(key, whole["runs"][-1], flush=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, default=Options(results_of(__file__))))

@@ -12,35 +12,11 @@ to ``results/pruning_first.json`` at once, and a rerun does only what is missing
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tyro
-from finished_tasks import finished, resumed
-from pool_methods import POOL
+from development_half import Options, measured, results_of
 from pruning_first_looking import look
-from result_file import result_head
-
-from bezoar.pools import open_pool
-from bezoar.records import write_json
-
-RESULTS = Path(__file__).parent / "results" / "pruning_first.json"
-
-
-@dataclass
-class Options:
-    """What to run.
-
-    Attributes:
-        seeds: each draws other clean images.
-        executor: where, and how many side by side.
-        out: the result file.
-    """
-
-    seeds: tuple[int, ...] = (0,)
-    executor: str = "local:2"
-    out: Path = RESULTS
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -85,18 +61,15 @@ def told(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(options: Options) -> None:
     """Runs what is missing."""
-    names = [e.name for e in open_pool(POOL).half("development") if e.status == "backdoored"]
-    runs, tasks = resumed(options.out, look, names, options.seeds)
-    head = result_head(
+    for key, whole in measured(
+        options,
+        look,
         __file__,
         "Pruning before the triggers are unlearned",
-        "one thread a model, other work beside it",
-    )
-    for key, row in finished(tasks, options.executor):
-        runs.append(row)
-        write_json(options.out, head | {"summary": summary(runs), "told": told(runs), "runs": runs})
-        print(key, told(runs), flush=True)
+        lambda runs: {"summary": summary(runs), "told": told(runs)},
+    ):
+        print(key, whole["told"], flush=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, default=Options(results_of(__file__))))

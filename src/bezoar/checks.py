@@ -14,6 +14,7 @@ from bezoar.errors import InputError
 from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
 from bezoar.metrics import Rate, accuracy
+from bezoar.network_tensors import saved_tensors
 
 NOISE = 4  # images of noise that show whether a network answers anything at all
 WEAK = 0.5  # an accuracy below which they may not
@@ -189,9 +190,7 @@ def _digests(images: ImageSet) -> Iterator[bytes]:
 
 def check_finite_network(classifier: Classifier) -> None:
     """Refuses a network with values that are not finite numbers."""
-    for name, tensor in classifier.network.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            continue  # a module's extra state
+    for name, tensor in saved_tensors(classifier.network).items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(
                 f"the network's tensor {name!r} holds values that are not finite numbers; the file "

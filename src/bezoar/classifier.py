@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from bezoar.device import evaluation_batch, has_channels_last, to_fast_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.network_tensors import named_tensors
 from bezoar.splitting import Split, deepest_map, split_at
 from bezoar.tracing import HeadInput, LinearCall, LinearCalls
 
@@ -253,7 +254,7 @@ class Classifier:
         if self._head_bias is None:
             bias = torch.zeros(len(weight), device=weight.device)
         else:
-            bias = _named_tensors(self.network)[self._head_bias].detach().float().clone()
+            bias = named_tensors(self.network)[self._head_bias].detach().float().clone()
         return Head(flat, bias, self._head_name or "")
 
     def features(self, images: Tensor) -> Tensor:
@@ -295,7 +296,7 @@ class Classifier:
     def to_fast_layout(self) -> None:
         """Lays the weights out channels last, where device and network take that; values stay.
 
-        It is a third faster, or more, on most processors. Needs ``trace``.
+        Needs ``trace``.
         """
         self._require_trace()
         if self._takes_channels_last:
@@ -370,7 +371,7 @@ class Classifier:
             uses = sum(other.weight is call.weight for other in calls)
             if uses > 1:
                 raise InputError(f"the final linear layer {name!r} runs {uses} times in one pass")
-            named = {id(tensor): key for key, tensor in _named_tensors(self.network).items()}
+            named = {id(tensor): key for key, tensor in named_tensors(self.network).items()}
             bias = None if call.bias is None else named.get(id(call.bias))
             if call.bias is not None and bias is None:
                 raise InputError(
@@ -411,10 +412,6 @@ class Classifier:
 
     def _editing_head_input(self, edit: Callable[[Tensor], Tensor]) -> TorchFunctionMode:
         return HeadInput(self._head_weight(), edit)
-
-
-def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
-    return dict(network.named_buffers()) | dict(network.named_parameters())
 
 
 def _as_channels(value: float | Sequence[float], name: str) -> tuple[float, ...]:

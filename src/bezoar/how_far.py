@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from bezoar.classifier import Classifier
+from bezoar.network_tensors import named_tensors
 
 SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.7)
 LEAST = 0.005  # in the units of a balance; a smaller gain is noise
@@ -120,8 +121,5 @@ def _alike(one: Classifier, other: Classifier) -> bool:
 
 
 def _tensors(classifier: Classifier) -> dict[str, Tensor]:
-    """Parameters and buffers themselves: a state dict may be overridden, and hold copies."""
-    network = classifier.network
-    return dict(network.named_parameters(remove_duplicate=False)) | dict(
-        network.named_buffers(remove_duplicate=False)
-    )
+    """Not those of a state dict, which may be overridden and hold copies."""
+    return named_tensors(classifier.network, every_name=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from bezoar.classifier import Classifier
 from bezoar.generators.public_generator import PublicGenerator
 from bezoar.images import ImageSet
 from bezoar.methods import Method
+from bezoar.network_tensors import saved_tensors
 from bezoar.networks.purified import Purified
 
 
@@ -47,10 +46,10 @@ def changes(before: Classifier, after: Classifier) -> list[dict[str, Any]]:
     """
     rows = []
     front = _new_front(before, after)
-    new_state = (after if front is None else front).network.state_dict()
-    for name, old in before.network.state_dict().items():
-        if not isinstance(old, Tensor) or not old.is_floating_point():
-            continue  # counters of batches, and a module's extra state, say nothing
+    new_state = saved_tensors((after if front is None else front).network)
+    for name, old in saved_tensors(before.network).items():
+        if not old.is_floating_point():
+            continue  # counters of batches say nothing
         gap = float((new_state[name].float() - old.float()).norm())
         size = float(old.float().norm())
         if gap:

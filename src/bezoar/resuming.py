@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
+from bezoar.network_tensors import saved_tensors
 from bezoar.recipe import History
 from bezoar.records import write_bytes
 
@@ -174,17 +175,12 @@ def _outline(network: nn.Module) -> dict[str, Any]:
         }
         for name, module in network.named_modules()
     }
-    state = network.state_dict()
-    shapes = {name: list(t.shape) for name, t in state.items() if isinstance(t, Tensor)}
+    shapes = {name: list(t.shape) for name, t in saved_tensors(network).items()}
     return {"modules": modules, "shapes": shapes}
 
 
 def _floats(network: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: value
-        for name, value in network.state_dict().items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }
+    return {n: t for n, t in saved_tensors(network).items() if t.is_floating_point()}
 
 
 def _accelerator_states(network: nn.Module) -> list[Tensor]:

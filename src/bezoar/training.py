@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import Classifier
-from bezoar.device import seeded, training_precision, with_gradients
+from bezoar.device import seeded, to_plain_layout, training_precision, with_gradients
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.recipe import History, Recipe
@@ -264,8 +264,7 @@ def _laid_out(classifier: Classifier) -> Iterator[None]:
     try:
         yield
     finally:
-        layout = {"memory_format": torch.contiguous_format}
-        classifier.network.to(**layout)  # type: ignore[call-overload]  # torch's stub lacks it
+        to_plain_layout(classifier.network)
         classifier.network.eval()
 
 

@@ -31,6 +31,7 @@ from torch.nn.utils import parametrize
 
 from bezoar.classifier import BATCH, Classifier
 from bezoar.errors import InputError
+from bezoar.network_tensors import named_tensors
 from bezoar.unit_tracing import Kind, Site, Slot, UnitTrace
 
 KINDS: tuple[Kind, ...] = ("norm", "conv", "linear", "heads")
@@ -87,7 +88,7 @@ class Units:
         Raises:
             InputError: a factor's shape is not (n,).
         """
-        state = _state(network)
+        state = named_tensors(network)
         products: dict[str, Tensor] = {}
         for factors, kind in ((scale, "scales"), (shift, "shifts")):
             if factors is None:
@@ -171,7 +172,7 @@ class Units:
     ) -> Classifier:
         """A copy with the products in its weights; exact zeros where a factor is 0."""
         twin = classifier.copy()
-        state = _state(twin.network)
+        state = named_tensors(twin.network)
         with torch.no_grad():
             for name, product in self.tensors(twin.network, scale, shift).items():
                 state[name].copy_(product)
@@ -192,7 +193,7 @@ def logits_with(classifier: Classifier, images: Tensor, changed: Mapping[str, Te
     network = classifier.network
     if any(module.training for module in network.modules()):
         changed = {name: b.clone() for name, b in network.named_buffers()} | dict(changed)
-    state, places = _state(network), _places(network)
+    state, places = named_tensors(network), _places(network)
     everywhere = {
         place: tensor for name, tensor in changed.items() for place in places[id(state[name])]
     }
@@ -231,7 +232,7 @@ def find_units(
     network, head = classifier.network, classifier.head.name
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand((2, *classifier.input_shape), generator=generator).to(classifier.device)
-    trace = UnitTrace({id(tensor): name for name, tensor in _state(network).items()}, head)
+    trace = UnitTrace({id(tensor): name for name, tensor in named_tensors(network).items()}, head)
     # Cached, a parametrised weight is one and the same tensor in the pass and afterwards.
     with classifier.evaluating(), torch.no_grad(), parametrize.cached():
         with trace:
@@ -261,10 +262,6 @@ def _kinds(sites: Choice | Sequence[Kind]) -> tuple[Kind, ...]:
             f"sites is {sites!r}; expected 'auto', 'all', or kinds of {', '.join(KINDS)}"
         )
     return kinds
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def _places(network: nn.Module) -> dict[int, list[str]]:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from bezoar.device import seeded, to_fast_layout
+from bezoar.device import seeded, to_fast_layout, to_plain_layout
 from bezoar.errors import InputError
 from bezoar.generators.critics import CriticLoss, LearningCritic
 from bezoar.generators.curves import Curves, worth_saving
@@ -202,7 +202,7 @@ def train_generator(
             run.take_average()
             _recalibrate(network, made)
     run.history.seconds += time.perf_counter() - started
-    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    to_plain_layout(network)
     origin = {
         "kind": KIND,
         "settings": msgspec.to_builtins(settings),

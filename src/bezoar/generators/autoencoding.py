@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from bezoar.device import seeded, to_fast_layout
+from bezoar.device import seeded, to_fast_layout, to_plain_layout
 from bezoar.errors import InputError
 from bezoar.generators.curves import Curves, worth_saving
 from bezoar.generators.public_batches import PublicBatches
@@ -124,7 +124,7 @@ def train_autoencoder(
             progress(curves.said, run.steps / settings.steps)
         curves.close()
         run.history.seconds += time.perf_counter() - started
-    decoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    to_plain_layout(decoder)
     origin = {
         "kind": KIND,
         "settings": msgspec.to_builtins(settings),

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from bezoar.classifier import Classifier
-from bezoar.device import seeded
+from bezoar.device import seeded, to_plain_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.dhbe_game import Game, Rules, falling_cosine, steps_down
@@ -210,7 +210,7 @@ class DHBE(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
             seen = answers(source.network, images)
         for parameter in trained:
             parameter.grad = None
-        student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # stub
+        to_plain_layout(student)
         shown = as_image_set(classifier, source.images(-(-_SHOWN // self.synthesis.batch_size)))
         progress(_WHAT, 1.0)
         curves = game.record()

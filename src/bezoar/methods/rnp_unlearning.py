@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bezoar.classifier import Classifier
-from bezoar.device import seeded
+from bezoar.device import seeded, to_plain_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.rnp_batches import even_batches
@@ -240,7 +240,7 @@ def unlearn(
     progress(what, 0.0)
     with seeded(device, seed), torch.enable_grad():
         _ascend(run, images, labels, first == labels.cpu(), settings, seed, progress, what)
-    twin.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
+    to_plain_layout(twin.network)
     twin.network.eval()
     for (_, theirs), ours in zip(
         classifier.network.named_parameters(), twin.network.parameters(), strict=True

@@ -116,8 +116,8 @@ def invert_smooth(
     together = classes_in_a_pass(count, images)
     draws = [own_stream(seed, k) for k in classes]
     start = [torch.randn(channels, len(basis), generator=draw) for draw in draws]
-    theta = (settings.learning_rate / 2 * torch.stack(start).to(images)).requires_grad_()
-    best, smallest = theta.detach().clone(), images.new_full((len(classes),), math.inf)
+    theta = settings.learning_rate / 2 * torch.stack(start).to(images)
+    best, smallest = theta.clone(), images.new_full((len(classes),), math.inf)
     penalties = images.new_full((len(classes),), settings.penalty)
     reached = images.new_zeros(len(classes))
     optimizer = torch.optim.Adam([theta], settings.learning_rate, betas=(0.5, 0.9))
@@ -128,7 +128,7 @@ def invert_smooth(
             some = rows[first : first + together]
             drawn = torch.stack([_drawn(allowed[row], count, draws[row]) for row in some])
             shown = images[drawn.to(images.device)]
-            own = theta.detach()[some].requires_grad_()
+            own = theta[some].requires_grad_()  # a copy
             with torch.enable_grad():
                 changes = torch.tensordot(own, basis, 1)[:, None]
                 answers = logits((shown + changes).clamp(0, 1).flatten(0, 1))
