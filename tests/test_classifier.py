@@ -1,3 +1,4 @@
+import copy
 import threading
 
 import pytest
@@ -417,6 +418,21 @@ def test_auxiliary_logits_of_training_are_passed_over():
     network.forward = lambda x: (torch.zeros(len(x), 5),) * 2
     with pytest.raises(InputError, match="answers with tuple"):
         Classifier(network, mean=0.5, std=0.25).trace(SHAPE)
+
+
+def test_torchscript_and_weights_without_gradients_are_refused():
+    network = Pooled(nn.Linear(6, 5))
+    scripted = torch.jit.script(copy.deepcopy(network.body))
+    with pytest.raises(InputError, match="the network is TorchScript"):
+        Classifier(scripted, mean=0.5, std=0.25)
+    network.body = scripted
+    with pytest.raises(InputError, match="part 'body' of the network is TorchScript"):
+        Classifier(network, mean=0.5, std=0.25)
+    with torch.inference_mode():
+        frozen = Pooled(nn.Linear(6, 5))
+    with pytest.raises(InputError, match=r"inference_mode.*copy\.deepcopy\(network\)"):
+        Classifier(frozen, mean=0.5, std=0.25)
+    assert Classifier(copy.deepcopy(frozen), mean=0.5, std=0.25).trace(SHAPE).num_classes == 5
 
 
 def test_of_a_parallel_network_its_module_is_taken():

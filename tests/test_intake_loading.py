@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from odd_state_dicts import VersionedLinear
 from torch import nn
-from versioned_layer import VersionedLinear
 
 from bezoar.errors import InputError
 from bezoar.intake import (

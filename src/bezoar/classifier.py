@@ -58,7 +58,8 @@ class Classifier:
         input_size: height and width where the network takes only one size.
 
     Raises:
-        InputError: the normalisation is no set of finite numbers with a positive std.
+        InputError: the normalisation is no set of finite numbers with a positive std; or the
+            network holds TorchScript, or weights that were made in inference mode.
 
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
     >>> classifier = Classifier(network, mean=0.5, std=0.25, input_size=(2, 2))
@@ -82,6 +83,7 @@ class Classifier:
             raise InputError(
                 f"the network is a {type(network).__name__}; expected a torch.nn.Module"
             )
+        _check_network(network)
         # Copies, and functions of other weights, are of one device's network.
         self.network = network.module if isinstance(network, nn.DataParallel) else network
         self.mean = _as_channels(mean, "mean")
@@ -412,6 +414,22 @@ class Classifier:
 
     def _editing_head_input(self, edit: Callable[[Tensor], Tensor]) -> TorchFunctionMode:
         return HeadInput(self._head_weight(), edit)
+
+
+def _check_network(network: nn.Module) -> None:
+    """Refuses what can be run and no more."""
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            part = f"part {name!r} of the network" if name else "the network"
+            raise InputError(
+                f"{part} is TorchScript, which can be neither looked into nor trained here; give "
+                "the network as it was before torch.jit"
+            )
+    if any(tensor.is_inference() for tensor in named_tensors(network).values()):
+        raise InputError(
+            "the network's weights were made under torch.inference_mode(), and have no gradients; "
+            "give copy.deepcopy(network), made outside of it"
+        )
 
 
 def _as_channels(value: float | Sequence[float], name: str) -> tuple[float, ...]:

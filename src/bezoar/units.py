@@ -8,7 +8,7 @@ of biases (the beta of a norm):
 
 This is the mask of RNP (Li et al. 2023, arXiv:2305.14876, on the scales of BatchNorm), the
 perturbation of ANP (Wu and Wang 2021, arXiv:2110.14430: scale m + d, shift 1 + x), and pruning.
-The product is a function of the factors (``torch.func.functional_call``): it can be differentiated,
+The product is a function of the factors (``other_weights``): it can be differentiated,
 nothing is attached to the network, and ``write`` puts it into the weights of a copy, so that the
 state dict keeps its names and loads in the user's own code.
 
@@ -21,17 +21,18 @@ it) unless ``shift`` says otherwise; the gates of squeeze-and-excitation are ord
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.utils import parametrize
 
 from bezoar.classifier import BATCH, Classifier
 from bezoar.errors import InputError
 from bezoar.network_tensors import named_tensors
+from bezoar.other_weights import logits_with
 from bezoar.unit_tracing import Kind, Site, Slot, UnitTrace
 
 KINDS: tuple[Kind, ...] = ("norm", "conv", "linear", "heads")
@@ -179,31 +180,6 @@ class Units:
         return twin
 
 
-def logits_with(classifier: Classifier, images: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
-    """Logits (b, classes) of images (b, c, h, w) in [0, 1] with other weights; differentiable.
-
-    The network runs in its current mode. In training mode norms use the statistics of the batch,
-    and the running ones stay as they were.
-
-    Args:
-        classifier: whose own weights stay as they are.
-        images: in [0, 1].
-        changed: by name, what stands in the place of parameters or buffers.
-    """
-    network = classifier.network
-    if any(module.training for module in network.modules()):
-        changed = {name: b.clone() for name, b in network.named_buffers()} | dict(changed)
-    state, places = named_tensors(network), _places(network)
-    everywhere = {
-        place: tensor for name, tensor in changed.items() for place in places[id(state[name])]
-    }
-    # torch would find these places itself, but it visits a module that has two names twice,
-    # and then puts the product back in place of the parameter.
-    return classifier.logits_of(
-        functional_call(network, everywhere, (classifier.normalise(images),), tie_weights=False)
-    )
-
-
 def find_units(
     classifier: Classifier,
     shape: tuple[int, int, int] | None = None,
@@ -262,16 +238,6 @@ def _kinds(sites: Choice | Sequence[Kind]) -> tuple[Kind, ...]:
             f"sites is {sites!r}; expected 'auto', 'all', or kinds of {', '.join(KINDS)}"
         )
     return kinds
-
-
-def _places(network: nn.Module) -> dict[int, list[str]]:
-    """``id`` of a parameter or buffer → its names, one for each module that holds it."""
-    places: dict[int, list[str]] = {}
-    for path, module in network.named_modules():
-        held = (module.named_parameters, module.named_buffers)
-        for name, tensor in (pair for names in held for pair in names(path, recurse=False)):
-            places.setdefault(id(tensor), []).append(name)
-    return places
 
 
 def _along(factors: Tensor, slot: Slot, weight: Tensor) -> Tensor:

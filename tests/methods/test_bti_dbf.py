@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from msgspec.structs import replace
+from odd_state_dicts import OtherNames, VersionedLinear
 from torch import nn
-from versioned_layer import VersionedLinear
 
 from bezoar import networks, pipeline
 from bezoar.attacks import BadNets
@@ -237,8 +237,9 @@ def test_the_first_way_on_which_every_trigger_is_dead_is_taken(carried, taken, d
     assert told == (carried[taken] > 0.15)
 
 
-def test_a_layer_that_asks_for_its_version_goes_a_part_of_the_way():
-    ends = [Classifier(VersionedLinear(2, 2), mean=0.3, std=0.35) for _ in range(2)]
+@pytest.mark.parametrize("layer", [VersionedLinear, OtherNames])
+def test_whatever_its_state_dict_is_a_layer_goes_a_part_of_the_way(layer):
+    ends = [Classifier(layer(2, 2), mean=0.3, std=0.35) for _ in range(2)]
     half = bti_dbf_settling._between(*ends, 0.5).network.weight
     torch.testing.assert_close(half, sum(end.network.weight for end in ends) / 2)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from msgspec.structs import replace
+from odd_state_dicts import OtherNames, VersionedLinear
 from torch import nn
-from versioned_layer import VersionedLinear
 
 from bezoar.augmentation import crop_and_flip
 from bezoar.classifier import Classifier
@@ -317,16 +317,16 @@ def test_two_classes_are_unlearned_too(digits):
     assert run.reached and run.accuracy[-1] <= run.stop and 0.75 in run.levels
 
 
-def test_a_layer_that_asks_for_its_version_goes_back_to_a_level(few):
+@pytest.mark.parametrize("layer", [VersionedLinear, OtherNames])
+def test_whatever_its_state_dict_is_a_layer_goes_back_to_a_level(few, layer):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Flatten(), VersionedLinear(64, 10))
+        network = nn.Sequential(nn.Flatten(), layer(64, 10))
     classifier = Classifier(network, mean=0.3, std=0.35)
     fit(classifier, few, Recipe(epochs=20, batch_size=25, learning_rate=0.05), seed=0)
     run = unlearn(classifier, few, Unlearning(batch_size=50), seed=0)
-    assert run.levels and not same(
-        everything(run.at(0.75).network), everything(run.classifier.network)
-    )
+    level, end = (dict(c.network.named_parameters()) for c in (run.at(0.75), run.classifier))
+    assert run.levels and not same(level, end)
 
 
 def test_a_level_that_was_skipped_is_the_end():

@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
+from odd_state_dicts import VersionedLinear
 from purified_models import purified, purifier
 from safetensors.torch import save_file
 from torch import nn
-from versioned_layer import VersionedLinear
 
 from bezoar import networks
 from bezoar.errors import InputError

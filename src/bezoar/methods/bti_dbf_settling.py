@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from bezoar.classifier import BATCH, Classifier
 from bezoar.images import ImageSet
 from bezoar.methods.bti_dbf_recovering import Found
 from bezoar.methods.neural_cleanse_triggers import pixels_of, predicted
+from bezoar.network_tensors import named_tensors
 
 
 def settle(
@@ -79,11 +79,10 @@ def still_carried(
 def _between(original: Classifier, repaired: Classifier, way: float) -> Classifier:
     """The network whose weights and statistics lie ``way`` of the way from one to the other."""
     result = repaired.copy()
-    # A state dict keeps the versions of modules, which some ask for.
-    old, mixed = original.network.state_dict(), result.network.state_dict()
     if way < 1:
-        for name, value in mixed.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                mixed[name] = torch.lerp(old[name], value, way)
-        result.network.load_state_dict(mixed)
+        old = named_tensors(original.network)
+        with torch.no_grad():
+            for name, value in named_tensors(result.network).items():
+                if value.is_floating_point():
+                    value.copy_(torch.lerp(old[name], value, way))
     return result

@@ -54,6 +54,7 @@ from bezoar.methods.method import Method, Needs, Repair, methods
 from bezoar.methods.pixel_inversion import PixelInversion
 from bezoar.methods.sample_diversity import Diversity, diversity
 from bezoar.methods.second_derivatives import check_twice_differentiable
+from bezoar.other_weights import check_other_weights
 from bezoar.training import Progress, no_progress
 
 _KEPT_OUT = 0.2  # share of the public images that nothing learns from
@@ -305,10 +306,14 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return made, kept_in, kept_out
 
     def _check_differentiable(self, classifier: Classifier) -> None:
-        """Refuses a suspect that cannot be differentiated twice, where the search does that."""
+        """Refuses a suspect that the search cannot differentiate as it does."""
         how = self.inversion
         if "inverted" not in {self.samples, *self.controls}:
             return
+        copy = classifier.copy()
+        copy.network.eval()
+        if how.parameter_weight:
+            check_other_weights(copy)
         twice = {
             "inversion.input.form": how.input_weight and how.input.form == "gradient",
             "inversion.parameter.form": how.parameter_weight
@@ -316,8 +321,6 @@ class FreD(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         }
         names = [name for name, asked in twice.items() if asked]
         if names:
-            copy = classifier.copy()
-            copy.network.eval()
             grey = torch.full((2, *classifier.input_shape), 0.5, device=classifier.device)
             check_twice_differentiable(
                 copy, grey, instead=f"choose another {' and another '.join(names)}"

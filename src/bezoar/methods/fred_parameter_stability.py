@@ -37,7 +37,7 @@ from bezoar.classifier import Classifier
 from bezoar.errors import InputError
 from bezoar.methods.moved_weights import TINY, norm_of
 from bezoar.methods.second_derivatives import second_derivatives
-from bezoar.units import logits_with
+from bezoar.other_weights import logits_with
 
 
 class ParameterStability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bezoar.classifier import Classifier
+from bezoar.other_weights import logits_with
 from bezoar.training import Loss
-from bezoar.units import logits_with
 
 TINY = 1e-12  # keeps a gradient of zero from dividing
 

@@ -30,11 +30,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from bezoar.classifier import Classifier
 from bezoar.errors import InputError
+from bezoar.other_weights import logits_with
 from bezoar.unit_provenance import argument
 
 Late = Literal["convolution", "block"]
@@ -86,26 +86,13 @@ class PolarizedNetwork:
 
     def __init__(self, classifier: Classifier, place: Place) -> None:
         self.classifier = classifier
+        self._name = place.weight
         self._weight = classifier.network.get_parameter(place.weight)
-        # Each module once: one with two names would get the product back as its parameter.
-        self._names = [
-            name
-            for path, module in classifier.network.named_modules()
-            for name, tensor in module.named_parameters(path, recurse=False)
-            if tensor is self._weight
-        ]
 
     def logits(self, images: Tensor, polarizer: Tensor) -> Tensor:
         """Logits (n, C) of images in [0, 1], in the network's current mode."""
         product = polarized(self._weight, polarizer)
-        return self.classifier.logits_of(
-            functional_call(
-                self.classifier.network,
-                dict.fromkeys(self._names, product),
-                (self.classifier.normalise(images),),
-                tie_weights=False,
-            )
-        )
+        return logits_with(self.classifier, images, {self._name: product})
 
 
 def fold(classifier: Classifier, place: Place, polarizer: Tensor) -> Classifier:

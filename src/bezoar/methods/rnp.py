@@ -43,6 +43,7 @@ from bezoar.methods.rnp_recovering import Recovered, Recovering, recover
 from bezoar.methods.rnp_trigger import Network, RecoveredTrigger, recover_trigger
 from bezoar.methods.rnp_tuning import StayPruned, Tuning, tune
 from bezoar.methods.rnp_unlearning import LEVELS, Unlearned, Unlearning, unlearn
+from bezoar.other_weights import check_other_weights
 from bezoar.training import Progress, no_progress
 from bezoar.units import Choice, Units, find_units
 from bezoar.wording import FALLBACK
@@ -187,12 +188,13 @@ class RNP(Method, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Prunes a copy and tunes what is left.
 
         Raises:
-            InputError: no labels, too few images to hold some out, no units, or no such target
-                class.
+            InputError: no labels, too few images to hold some out, no units, no such target class,
+                or a network that is recomputed for gradients.
         """
         clean.require_labels("RNP")
         check_target_class(self.target_class, classifier.trace(clean.shape))
         units = find_units(classifier, sites=self.sites)
+        check_other_weights(classifier)
         fitted, held_out = clean.split(1 - self.held_out, seed=seed)
         if len(fitted) < 2 or not len(held_out):
             raise InputError(

@@ -31,6 +31,7 @@ from bezoar.device import seeded, to_plain_layout
 from bezoar.errors import InputError
 from bezoar.images import ImageSet
 from bezoar.methods.rnp_batches import even_batches
+from bezoar.network_tensors import copied_tensors, put_back
 from bezoar.training import Progress, needs_gradients_of_images, no_progress
 
 LEVELS = (0.75, 0.5, 0.25)  # shares of the first accuracy at which a state is kept
@@ -168,7 +169,7 @@ class Unlearned:
         """
         twin = self.classifier.copy()
         if level in self.levels:
-            twin.network.load_state_dict(self.levels[level])
+            put_back(twin.network, self.levels[level])
         return twin
 
     def as_record(self) -> dict[str, Any]:
@@ -348,20 +349,12 @@ class _Ascent:
         return all(bool(torch.isfinite(p).all()) for p in self.network.parameters())
 
     def state(self) -> dict[str, Tensor]:
-        return _copied(self.network)
+        return copied_tensors(self.network)
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes back; the momentum that led astray is forgotten."""
-        self.network.load_state_dict(state)
+        put_back(self.network, state)
         self.sgd.state.clear()
-
-
-def _copied(network: nn.Module) -> dict[str, Tensor]:
-    """Its state dict, which stays one: it keeps the versions of modules, which some ask for."""
-    state = network.state_dict()
-    for name, value in state.items():
-        state[name] = value.clone() if isinstance(value, Tensor) else value  # extra state
-    return state
 
 
 def _answers(classifier: Classifier, images: ImageSet) -> Tensor:
@@ -383,6 +376,6 @@ def _note(run: Unlearned, done: int, accuracy: float, answers: Tensor, lost: Ten
     run.top_share.append(float(torch.bincount(answers).max()) / len(answers))
     for level in LEVELS:
         if level not in run.levels and accuracy <= level * run.first_accuracy:
-            run.levels[level] = _copied(run.classifier.network)
+            run.levels[level] = copied_tensors(run.classifier.network)
             counts = torch.bincount(answers[lost], minlength=run.classifier.num_classes)
             run.lost[level] = counts / max(1, len(answers[lost]))

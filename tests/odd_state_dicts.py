@@ -1,10 +1,10 @@
-"""A layer that asks for the version it was saved in, as torchvision's MNASNet does."""
+"""Layers whose state dicts do not load as plain ones do."""
 
 from torch import nn
 
 
 class VersionedLinear(nn.Linear):
-    """Weights of an older version, or of none, are refused."""
+    """Weights of an older version, or of none, are refused, as by torchvision's MNASNet."""
 
     _version = 2
 
@@ -12,3 +12,10 @@ class VersionedLinear(nn.Linear):
         if metadata.get("version") != 2:
             raise ValueError(f"version is {metadata.get('version')}")
         super()._load_from_state_dict(state, prefix, metadata, *others)
+
+
+class OtherNames(nn.Linear):
+    """What it saves it does not load."""
+
+    def state_dict(self, *_arguments, **_options):
+        return {"w": self.weight.detach().clone()}
