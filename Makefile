@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: cluster demo test doctest lint types measured docs ci
+.PHONY: accelerator cluster demo test doctest lint types measured docs ci
 
 demo: $(VENV)/.core
 	@$(BIN)/bezoar demo $(ARGS)
@@ -25,6 +25,11 @@ cluster: $(VENV)/.dev
 	@$(INSTALL) --editable '.[dev,ray]'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --slow tests/executors/test_on_ray.py \
 	  tests/bench/test_bench_on_ray.py tests/test_fleet.py::test_on_ray $(ARGS)
+
+# What runs on an accelerator, on one that is pretended: a process that has it has no other.
+accelerator: $(VENV)/.dev
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --slow -n $(JOBS) --dist loadgroup \
+	  tests/accelerator $(ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from method_rows import ROWS, sharing
+from method_rows import LOOKING, ROWS, sharing
 from torch import nn
 
 from bezoar import (
@@ -31,27 +31,16 @@ from bezoar.errors import InputError
 from bezoar.evaluation import evaluate
 from bezoar.images import ImageSet
 from bezoar.methods import (
-    MMBD,
     FineTuning,
     Method,
-    PlaneWaves,
     Repair,
-    SmoothPattern,
-    Weights,
     methods,
 )
 from bezoar.methods.method import Needs
-from bezoar.methods.smooth_inversion import SmoothInversion
 from bezoar.records import to_json
 from bezoar.training import Recipe, fit
 
 NAMES = sorted(ROWS)
-LOOKING = {  # they remove nothing
-    "mm-bd": lambda: MMBD(steps=3),
-    "plane-waves": lambda: PlaneWaves(images=20),
-    "smooth-pattern": lambda: SmoothPattern(inversion=SmoothInversion(steps=3)),
-    "weights": Weights,
-}
 ALL = sorted([*ROWS, *LOOKING])
 
 

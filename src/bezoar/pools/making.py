@@ -148,6 +148,7 @@ def make_model(
                 "notices": list(dict.fromkeys((*train.notices, *test.notices))),
             },
             "versions": {"torch": torch.__version__},
+            "device": str(classifier.device),
             "seconds": {"training": history.seconds, "total": time.perf_counter() - started},
         }
         if picture and attack is not None:

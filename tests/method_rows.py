@@ -30,7 +30,10 @@ from bezoar.methods import (
     JointUnlearning,
     Method,
     NeuralCleanse,
+    PlaneWaves,
+    SmoothPattern,
     SyntheticUnlearning,
+    Weights,
 )
 from bezoar.methods.anp_masks import MaskLearning
 from bezoar.methods.bti_dbf_decoupling import Decoupling
@@ -251,6 +254,14 @@ ROWS = {
         removes=False,
         why="the baseline: nothing in clean images contradicts the backdoor",
     ),
+}
+
+
+LOOKING: dict[str, Callable[[], Method]] = {  # they remove nothing
+    "mm-bd": lambda: MMBD(steps=3),
+    "plane-waves": lambda: PlaneWaves(images=20),
+    "smooth-pattern": lambda: SmoothPattern(inversion=SmoothInversion(steps=3)),
+    "weights": Weights,
 }
 
 
