@@ -91,13 +91,14 @@ ROWS = {
     "anp": Row(
         lambda: ANP(masks=MaskLearning(iterations=4, batch_size=32), max_drop=0.3),
         full=lambda: ANP(
-            masks=MaskLearning(epsilon=0.8, steps=3, learning_rate=0.05),
+            masks=MaskLearning(epsilon=0.8, steps=3, learning_rate=0.05, batch_size=128),
             held_out=0.5,
             max_drop=0.04,
         ),
         why="perturbations add up from layer to layer; through the three layers of the fixture the "
         "default ones hardly reach the answers. With 160 units and 300 images the order of the "
-        "masks, and what 90 held-out images say of it, are luck: smaller steps and more judges",
+        "masks, and what 90 held-out images say of it, are luck: smaller steps on more images, and "
+        "more judges",
         only_clean_images=False,
         only_prunes=True,
     ),
