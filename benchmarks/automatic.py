@@ -6,37 +6,27 @@
 
 Each model is scanned, cleaned and scanned again with one fixed setting and 500 clean images of the
 test file, or without any; the true trigger is used afterwards, on 2,000 images that took no part,
-and put on them for the clean twin as well, which tells what the trigger hides of an image.
-What was not accepted, and what was left untouched because nothing was found, counts as the model
-was. The repairs and their order were chosen on the pool's development half. One rule was not: that
-a trigger carries only what does not go to its class without it was set after a look at the trials
-of two held-out models (``trojan-watermark`` and ``l0-inv`` on CIFAR-10), without their true ASR.
-And that a repair which tuning undoes does not end the search was set after one third-party model
+and put on them for the clean twin as well, which tells what the trigger hides of an image. What was
+not accepted, and what was left untouched because nothing was found, counts as the model was.
+
+The repairs and their order were chosen on the pool's development half. Some rules were not: that a
+trigger carries only what does not go to its class without it was set after a look at the trials of
+two held-out models (``trojan-watermark`` and ``l0-inv`` on CIFAR-10), without their true ASR, and
+that a repair which tuning undoes does not end the search after one third-party model
 (``ibau_cifar10_badnets``, seed 1) had been left with a live backdoor, of which its after-care had
-said that tuning brings it back. That rule changes only runs whose repair comes back; the six of 44
-were measured again. The audit of what would be kept came last: 18 runs were measured again with it
-(their trials hold ``exposed``), it refused no repair, and the others stand as they were.
-The proofs of ``tac`` were computed again when its shift came to be tried on images that it was not
-made from: no verdict changed.
-``plane-waves`` was made after ``sig`` had never been found, on other networks with it: ``summary``
-tells the half without ``sig`` as well. It looked at every network with its images,
-and the p-values of all witnesses were combined anew. The six runs whose suspects that changed
-(``sig``, and three of third-party networks that lost a second suspect) were run again; the others
-are as they were, and their seconds and rescans are those of the other six witnesses.
-Then ``weights`` and ``mm-bd`` came to look for two targets that hide each other. Both looked at
-every network again. The five runs whose suspects that changed (a second suspect each, on two
-third-party networks) were run again; in the others only the p-values are new.
-``smooth-pattern`` came last, and became a witness after ``adap-blend`` had been missed at one of
-three draws; that it would see it was tried on another network with it, so ``summary`` leaves this
-attack out, too. It looked at every network with its images, and all p-values were combined anew.
-What it recovers of a suspect is what ``clean`` had looked for anyway, so a run stands as it is
-where its suspects and this are as before. Ten are not: the adaptive blend that is found now,
-``l2-inv`` that no longer is at one draw, one smooth pattern less in ``awp``, a second suspect less
-in two third-party networks (three draws) and, without images, in ``blend`` on traffic signs (three
-draws), and another class first in a clean network under precaution. These were run again; the
-seconds and rescans of the others are those of seven witnesses.
-**All runs are older than the mean of three unlearnings** (``mean_of_runs.py``), which ``clean``
-takes since for the one unlearning that they made.
+said that tuning brings it back. Two witnesses were made after an attack had been missed, on other
+networks with it: ``plane-waves`` after ``sig``, which had never been found, and ``smooth-pattern``
+after ``adap-blend``, missed at one of three draws. ``summary`` tells the half without both as well.
+
+**The pool's runs with 500 images and without precaution were all made anew**, at one commit after
+all of this and after ``clean`` came to average three unlearnings (``mean_of_runs.py``). The others
+are older and of processors with AVX2, and of them only those were made again that a change could
+reach. **Those of third-party models are older than the mean of three**, and four of their twelve
+repairs older than the audit of what would be kept. The runs without images and under precaution
+make no such mean. Where their suspects stayed as they were, the seconds and rescans of these older
+runs are those of six or seven witnesses; their p-values were combined anew with each witness that
+came.
+
 Each run is written to ``results/automatic.json`` at once, and a rerun does only what is missing.
 """
 
