@@ -20,12 +20,12 @@ after ``adap-blend``, missed at one of three draws. ``summary`` tells the half w
 
 **The pool's runs with 500 images and without precaution were all made anew**, at one commit after
 all of this and after ``clean`` came to average three unlearnings (``mean_of_runs.py``). The others
-are older and of processors with AVX2, and of them only those were made again that a change could
-reach. **Those of third-party models are older than the mean of three**, and four of their twelve
-repairs older than the audit of what would be kept. The runs without images and under precaution
-make no such mean. Where their suspects stayed as they were, the seconds and rescans of these older
-runs are those of six or seven witnesses; their p-values were combined anew with each witness that
-came.
+are older and do not tell their processor, and of them only those were made again that a change
+could reach. **Those of third-party models are older than the mean of three**, and four of their
+twelve repairs older than the audit of what would be kept. The runs without images and under
+precaution make no such mean. Where their suspects stayed as they were, the seconds and rescans of
+these older runs are those of six or seven witnesses; their p-values were combined anew with each
+witness that came.
 
 Each run is written to ``results/automatic.json`` at once, and a rerun does only what is missing.
 """
@@ -153,6 +153,13 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def machine_of(runs: list[dict[str, Any]]) -> str:
+    """Where the runs were made, which a rerun of a few does not change for the others."""
+    known = sorted({r["processor"] for r in runs if "processor" in r})
+    others = ["others"] if any("processor" not in r for r in runs) else []
+    return f"{' and '.join(known + others)}, one thread a model, other work beside it"
+
+
 def told_too_little(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """By how much the measured loss of accuracy exceeds the told one, over the repairs kept."""
     kept = [r for r in runs if r["kept"] is not None and not r["precaution"]]
@@ -212,9 +219,7 @@ def main(options: Options) -> None:
         for kind, name, seed in subjects(options)
         if (kind, name, seed, options.images, options.precaution) not in known
     ]
-    done |= result_head(
-        __file__, "Cleaning without naming a method", "one thread a model, other work beside it"
-    )
+    done |= result_head(__file__, "Cleaning without naming a method")
     for key, row in finished(tasks, options.executor):
         runs.append(row)
         _write(options.out, done, runs)
@@ -235,8 +240,8 @@ def main(options: Options) -> None:
 
 
 def _write(out: Path, done: dict[str, Any], runs: list[dict[str, Any]]) -> None:
-    whole = done | {"runs": runs, "summary": summary(runs), "told": told_too_little(runs)}
-    write_json(out, whole)
+    whole = done | {"machine": machine_of(runs), "runs": runs}
+    write_json(out, whole | {"summary": summary(runs), "told": told_too_little(runs)})
 
 
 if __name__ == "__main__":

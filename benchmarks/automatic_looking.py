@@ -12,6 +12,7 @@ import torch
 from measured_models import MODELS
 from null_networks import CLEAN_IMAGES
 from pool_methods import clean_accuracy
+from result_file import processor
 
 from bezoar.classifier import Classifier
 from bezoar.evaluation import compare, evaluate
@@ -45,6 +46,7 @@ def look(
         "seed": seed,
         "precaution": precaution,
         "clean images": images,
+        "processor": processor(),
         "seconds": time.perf_counter() - started,
         "processor seconds": time.process_time() - used,
         "verdict": record["scan"]["verdict"],

@@ -36,6 +36,11 @@ def result_head(
         "versions": {"bezoar": bezoar.__version__, "torch": torch.__version__},
     }
     if where is not None:
-        vectors = torch.backends.cpu.get_cpu_capability()  # a factor of three between two machines
-        head["machine"] = f"{platform.machine()} with {vectors}, {where}"
+        head["machine"] = f"{processor()}, {where}"
     return head
+
+
+def processor() -> str:
+    """The kind of processor that this runs on."""
+    vectors = torch.backends.cpu.get_cpu_capability()  # a factor of three between two machines
+    return f"{platform.machine()} with {vectors}"

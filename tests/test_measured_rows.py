@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from automatic import summary, told_too_little
+from automatic import machine_of, summary, told_too_little
 from scan_power import by_attack, power
 
 
@@ -120,3 +120,11 @@ def test_what_a_repair_cost_beyond_what_it_told_is_counted_over_those_kept():
     assert told["repairs kept"] == 2
     assert told["acc drop beyond the told one, mean"] == pytest.approx((0.02 - 0.02) / 2)
     assert told["acc drop beyond the told one, root mean square"] == pytest.approx(0.02)
+
+
+def test_a_rerun_of_a_few_runs_does_not_move_the_others_to_its_processor():
+    old, new = {"model": "a"}, {"model": "b", "processor": "x with Y"}
+    assert machine_of([new, new]).startswith("x with Y, one thread")
+    assert machine_of([old, new, new | {"processor": "u with V"}]).startswith(
+        "u with V and x with Y and others, one thread"
+    )
