@@ -9,13 +9,19 @@ BIN := $(VENV)/bin
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: accelerator cluster demo test doctest lint types measured docs ci
+.PHONY: accelerator cluster demo test slow doctest lint types measured docs ci
 
 demo: $(VENV)/.core
 	@$(BIN)/bezoar demo $(ARGS)
 
 test: $(VENV)/.dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
+
+# The tests that take minutes, but for those of the two targets below.
+slow: $(VENV)/.dev
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --slow -m slow -n $(JOBS) --dist loadgroup \
+	  --ignore tests/accelerator --ignore tests/executors/test_on_ray.py \
+	  --ignore tests/bench/test_bench_on_ray.py $(ARGS)
 
 doctest: $(VENV)/.dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --doctest-modules src $(ARGS)
