@@ -131,7 +131,8 @@ def test_the_process_ends_with_the_exit_code(model_files):
         assert "Traceback" not in done.stderr
         return done
 
-    found = started("scan", model_files / "planted.toml", *images(model_files), "--json", "-")
+    asked = ("--methods", "tac", "--json", "-")
+    found = started("scan", model_files / "planted.toml", *images(model_files), *asked)
     assert found.returncode == 1
     record = json.loads(found.stdout)  # progress goes elsewhere, or this would be no JSON
     assert record["command"].startswith("bezoar scan ")

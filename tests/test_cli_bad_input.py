@@ -427,7 +427,7 @@ def test_a_signal_in_the_middle_of_the_training_ends_the_process(model_files, tm
     arguments = cleaning(model_files, out)
     arguments[-1] = "recipe.epochs=1000000"
     process = subprocess.Popen(  # noqa: S603 (our own interpreter, arguments from this file)
-        [sys.executable, "-c", INTERRUPTED, *arguments, "--quiet"],
+        [sys.executable, "-c", INTERRUPTED, *arguments, "--scan-methods", "tac", "--quiet"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
