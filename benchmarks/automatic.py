@@ -44,15 +44,18 @@ from automatic_looking import look
 from finished_tasks import finished
 from measured_models import third_party_names
 from pool_methods import POOL
-from result_file import result_head
+from result_file import machine_of, result_head
 from scan_power import MADE_AFTER
 
+from bezoar.aftercare import Probe
 from bezoar.bench.summary import is_removed
 from bezoar.executors import Task
 from bezoar.pools import open_pool
 from bezoar.records import write_json
+from bezoar.surviving import DEAD
 
 RESULTS = Path(__file__).parent / "results" / "automatic.json"
+WHERE = "one thread a model, other work beside it"
 
 
 @dataclass
@@ -68,6 +71,8 @@ class Options:
         precaution: clean models in which nothing was found, too.
         executor: where, and how many side by side.
         out: the result file.
+        enter: another result file of this script, made from a copy of one commit for example: its
+            runs take the place of those of the same network, seed and setting.
     """
 
     sets: tuple[Literal["pool", "third-party"], ...] = ("pool", "third-party")
@@ -78,6 +83,7 @@ class Options:
     precaution: bool = False
     executor: str = "local:2"
     out: Path = RESULTS
+    enter: Path | None = None
 
 
 def subjects(options: Options) -> Iterator[tuple[str, str, int]]:
@@ -153,13 +159,6 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def machine_of(runs: list[dict[str, Any]]) -> str:
-    """Where the runs were made, which a rerun of a few does not change for the others."""
-    known = sorted({r["processor"] for r in runs if "processor" in r})
-    others = ["others"] if any("processor" not in r for r in runs) else []
-    return f"{' and '.join(known + others)}, one thread a model, other work beside it"
-
-
 def told_too_little(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """By how much the measured loss of accuracy exceeds the told one, over the repairs kept."""
     kept = [r for r in runs if r["kept"] is not None and not r["precaution"]]
@@ -197,13 +196,46 @@ def _hidden(scores: dict[str, Any]) -> float:
     return float(scores["acc"]["value"]) - float(scores["ra"]["value"])
 
 
+def tuned(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often dead triggers carry a part once more after some tuning, and what that says.
+
+    ``aftercare.Probe`` has the words for it; ``is_removed`` the limit of an ASR.
+    """
+    kept = [r for r in runs if r["kept"] is not None and not r["precaution"] and r["clean images"]]
+    told = [(run, run["aftercare"]["probe"]) for run in kept if run["aftercare"]["probe"]]
+    probes = [(run, Probe(probe["before"], probe["after"])) for run, probe in told]
+    dead = [(run, p) for run, p in probes if p.before <= DEAD and p.after is not None]
+    partly = [_after(run, "asr") for run, p in dead if p.revived is not None]
+    return {
+        "repairs that left triggers dead": len(dead),
+        "back with tuning": sum(bool(p.returned) for _, p in dead),
+        "in part back": len(partly),
+        "asr of these": sorted(partly),
+    }
+
+
+Key = tuple[str, str, int, int, bool]
+
+
+def key_of(run: dict[str, Any]) -> Key:
+    """What no two runs of a file share."""
+    return run["set"], run["model"], run["seed"], run["clean images"], run["precaution"]
+
+
+def entered(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``runs`` with those of ``others`` in the place of their own kind, or behind them."""
+    return list(({key_of(r): r for r in runs} | {key_of(r): r for r in others}).values())
+
+
 def main(options: Options) -> None:
     """Runs what is missing."""
     done: dict[str, Any] = {"runs": []}
     if options.out.exists():
         done = json.loads(options.out.read_text())
     runs: list[dict[str, Any]] = done["runs"]
-    known = {(r["set"], r["model"], r["seed"], r["clean images"], r["precaution"]) for r in runs}
+    if options.enter:
+        runs = entered(runs, json.loads(options.enter.read_text())["runs"])
+    known = set(map(key_of, runs))
     tasks = [
         Task(
             key=f"{kind} {name} {seed}",
@@ -240,8 +272,9 @@ def main(options: Options) -> None:
 
 
 def _write(out: Path, done: dict[str, Any], runs: list[dict[str, Any]]) -> None:
-    whole = done | {"machine": machine_of(runs), "runs": runs}
-    write_json(out, whole | {"summary": summary(runs), "told": told_too_little(runs)})
+    whole = done | {"machine": machine_of(runs, WHERE), "runs": runs}
+    figures = {"summary": summary(runs), "told": told_too_little(runs), "tuned": tuned(runs)}
+    write_json(out, whole | figures)
 
 
 if __name__ == "__main__":

@@ -37,39 +37,55 @@ RECIPE = Recipe(
 )
 
 
+Kind = tuple[str, dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Task:
     """What null networks learn.
 
     Attributes:
         kinds: networks of our own, with their arguments.
+        others: such that no null is made of, to see how far the nulls carry.
         images: to train on, at most.
         epochs: over them.
         padding: pixels of random shift.
     """
 
-    kinds: tuple[tuple[str, dict[str, Any]], ...]
+    kinds: tuple[Kind, ...]
+    others: tuple[Kind, ...]
     images: int
     epochs: int
     padding: int = 2
 
 
-_PICTURES: tuple[tuple[str, dict[str, Any]], ...] = (
+_PICTURES: tuple[Kind, ...] = (
     ("resnet-8", {"width": 8}),
     ("small-cnn", {"channels": 3, "width": 32}),
     ("resnet-8", {"width": 12}),
 )
-_DIGITS: tuple[tuple[str, dict[str, Any]], ...] = (
+_OTHER_PICTURES: tuple[Kind, ...] = (
+    ("resnet-20", {"width": 8}),
+    ("small-cnn", {"channels": 3, "width": 48}),
+)
+_OTHER_SIGNS: tuple[Kind, ...] = (*_OTHER_PICTURES, ("plain-cnn", {"width": 12}))
+_DIGITS: tuple[Kind, ...] = (
     ("small-cnn", {"width": 16}),
     ("small-cnn", {"width": 32, "norm": False}),
     ("small-cnn", {"width": 64}),
 )
+_OTHER_DIGITS: tuple[Kind, ...] = (
+    ("small-cnn", {"width": 24}),
+    ("small-cnn", {"width": 48, "norm": False}),
+)
+_PAIRS: tuple[Kind, ...] = (_DIGITS[0], ("small-cnn", {"width": 32}))
+_OTHER_PAIRS: tuple[Kind, ...] = (_OTHER_DIGITS[0], ("small-cnn", {"width": 48}))
 TASKS = {
-    "cifar10": Task(_PICTURES, 8000, 6),
-    "gtsrb": Task(_PICTURES, 8000, 12),
-    "twelve signs": Task(_PICTURES, 8000, 6),
-    "digits": Task(_DIGITS, 1000, 30, 0),
-    "pairs": Task((_DIGITS[0], ("small-cnn", {"width": 32})), 12000, 10, 0),
+    "cifar10": Task(_PICTURES, _OTHER_PICTURES, 8000, 6),
+    "gtsrb": Task(_PICTURES, _OTHER_SIGNS, 8000, 12),
+    "twelve signs": Task(_PICTURES, _OTHER_SIGNS, 8000, 6),
+    "digits": Task(_DIGITS, _OTHER_DIGITS, 1000, 30, 0),
+    "pairs": Task(_PAIRS, _OTHER_PAIRS, 12000, 10, 0),
 }
 
 
@@ -122,6 +138,7 @@ def null_network(
     keep: Path | None = None,
     *,
     kind: int | None = None,
+    other: bool = False,
     attack: Attack | None = None,
 ) -> tuple[Classifier, ImageSet, dict[str, Any]]:
     """A network without a backdoor, at most 500 clean images for it, and its facts.
@@ -131,11 +148,13 @@ def null_network(
         number: its seed, of all that is drawn.
         keep: a folder where trained networks are kept, and taken from where they are there.
         kind: which of the task's networks; by default they take turns.
+        other: takes one of the kinds that no null is made of.
         attack: gives it a backdoor after all, on a tenth of its training images; ``asr`` is then
             among the facts. Keep such networks in a folder of their own.
     """
     how = TASKS[task]
-    name, arguments = how.kinds[(number if kind is None else kind) % len(how.kinds)]
+    kinds = how.others if other else how.kinds
+    name, arguments = kinds[(number if kind is None else kind) % len(kinds)]
     train, rest, test = image_sets(task, number)
     train = train.sample(min(how.images, len(train)), seed=number)
     if attack is not None:
@@ -152,7 +171,8 @@ def null_network(
         network.load_state_dict(torch.load(kept, weights_only=True))
         network.eval()
     else:
-        rate = RECIPE.learning_rate if arguments.get("norm", True) else 0.03
+        normed = arguments.get("norm", name != "plain-cnn")
+        rate = RECIPE.learning_rate if normed else 0.03
         recipe = msgspec.structs.replace(
             RECIPE, epochs=how.epochs, crop_padding=how.padding, learning_rate=rate
         )

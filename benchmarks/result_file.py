@@ -7,6 +7,7 @@ Every measuring script begins its record with it, and joins the figures with ``|
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ def result_head(
     if where is not None:
         head["machine"] = f"{processor()}, {where}"
     return head
+
+
+def machine_of(runs: Sequence[Mapping[str, Any]], where: str) -> str:
+    """The ``machine`` of runs that each tell their ``processor``; a rerun of a few moves no other.
+
+    >>> machine_of([{"processor": "x86_64 with AVX2"}, {}], "1 thread")
+    'x86_64 with AVX2 and others, 1 thread'
+    """
+    known = sorted({run["processor"] for run in runs if "processor" in run})
+    others = ["others"] if any("processor" not in run for run in runs) else []
+    return f"{' and '.join(known + others)}, {where}"
 
 
 def processor() -> str:

@@ -2,11 +2,12 @@
 
     python benchmarks/scan_power.py
 
-Reads ``results/scan_null.json`` (null networks and the pool's development half) and
-``results/automatic.json`` (held-out half and third-party networks), runs nothing, and writes
-``results/scan_power.json`` and ``src/bezoar/data/scan_power.json``, which every scan quotes. A
-backdoor-free network of the null is judged by the *other* networks of the null. Several looks at
-the same network, with other clean images, are averaged: they are no further networks.
+Reads ``results/scan_null.json`` (null networks and the pool's development half),
+``results/automatic.json`` (held-out half and third-party networks) and
+``results/fresh_networks.json`` (scans of networks that the null was not made from), runs nothing,
+and writes ``results/scan_power.json`` and ``src/bezoar/data/scan_power.json``, which every scan
+quotes. A backdoor-free network of the null is judged by the *other* networks of the null. Several
+looks at the same network, with other clean images, are averaged: they are no further networks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alarm_rates import LEVELS, at_levels
+from fresh_networks import RESULTS as FRESH
+from fresh_networks import false_alarms as alarms_of_fresh
 from result_file import result_head
 from scan_null import RESULTS as WITNESSED
 from scan_null import null_networks
@@ -41,7 +45,12 @@ CHOICES |= {
     for name, chosen in CHOICES.items()
     if set(LARGE_IMAGES) & set(chosen)
 }
-LEVELS = (0.05, 0.01)
+# What a scan of the fresh networks asked, by the choice of witnesses.
+SCANNED = {
+    "all witnesses": {"images": True},
+    "all witnesses, small images": {"images": True, "small": True},
+    "no images": {"images": False},
+}
 # Attacks that a witness was made after, on other networks with them.
 MADE_AFTER = {"adap-blend", "sig"}
 
@@ -66,14 +75,6 @@ def false_alarms(
             alone.setdefault(network["classes"], []).append(min(1.0, factor * h))
     rows = {str(classes): at_levels(alone[classes]) for classes in sorted(alone)}
     return rows | {"all": at_levels([p for own in alone.values() for p in own])}
-
-
-def at_levels(p_values: Sequence[float]) -> dict[str, Any]:
-    """The share of p-values at or below each level."""
-    return {
-        f"at {level:g}": rate(sum(p <= level for p in p_values), len(p_values)).as_record()
-        for level in LEVELS
-    }
 
 
 def judged(
@@ -173,16 +174,20 @@ def share_of(runs: list[dict[str, Any]], told: Callable[[dict[str, Any]], bool])
 
 
 def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """A choice of witnesses as flat rows: false alarms by classes, then each half."""
+    """A choice of witnesses as flat rows: false alarms by classes, then each half.
+
+    Those of the null are judged by each other; the fresh ones no null was made from.
+    """
     told = [
         {
             "asked": row["asked"],
-            "models are": f"backdoor-free, {key} classes" if key != "all" else "backdoor-free, all",
+            "models are": f"{kind}, {key} classes" if key != "all" else f"{kind}, all",
             "clean models": found["at 0.05"]["count"],
             "false alarms at 0.05": found["at 0.05"],
             "false alarms at 0.01": found["at 0.01"],
         }
-        for key, found in row["false alarms"].items()
+        for kind, measured in (("backdoor-free", "false alarms"), ("the same, fresh", "fresh"))
+        for key, found in row.get(measured, {}).items()
     ]
     for half in ("development", "held-out", "third-party"):
         if half in row:
@@ -212,6 +217,7 @@ def main() -> None:
     null = null_networks(complete)
     automatic = FOLDER / "automatic.json"
     later = json.loads(automatic.read_text())["runs"] if automatic.exists() else []
+    fresh = json.loads(FRESH.read_text())["runs"] if FRESH.exists() else []
     later = [r for r in later if r["clean images"] and not r["precaution"]]
     table: list[dict[str, Any]] = []
     many = [network for network in null if network["classes"] > MANY]
@@ -232,6 +238,8 @@ def main() -> None:
             "factor, many classes": factor_of(many, fewer),
             "false alarms": false_alarms(few, many, chosen, fewer),
         }
+        if fresh and name in SCANNED:
+            row["fresh"] = alarms_of_fresh(fresh, **SCANNED[name])
         for half in ("development", "held-out", "third-party"):
             own = [r for r in runs if r["half"] == half]
             if own:
@@ -242,7 +250,7 @@ def main() -> None:
             row["held-out"]["new attacks"] = power(new)
         table.append(row | {"models": runs})
     told = result_head(__file__, "False alarms and power of the combined scan") | {
-        "machine": "computed from scan_null.json and automatic.json",
+        "machine": "computed from scan_null.json, automatic.json and fresh_networks.json",
         "summary": [line for row in table[:2] for line in lines(row)],
         "by attack": [
             {"asked": row["asked"]} | line

@@ -7,7 +7,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from automatic import machine_of, summary, told_too_little
+from automatic import entered, summary, told_too_little, tuned
+from fresh_networks import false_alarms
+from fresh_networks import summary as summary_of_fresh
+from fresh_networks import tasks as fresh_tasks
+from result_file import machine_of
 from scan_power import by_attack, power
 
 
@@ -124,7 +128,68 @@ def test_what_a_repair_cost_beyond_what_it_told_is_counted_over_those_kept():
 
 def test_a_rerun_of_a_few_runs_does_not_move_the_others_to_its_processor():
     old, new = {"model": "a"}, {"model": "b", "processor": "x with Y"}
-    assert machine_of([new, new]).startswith("x with Y, one thread")
-    assert machine_of([old, new, new | {"processor": "u with V"}]).startswith(
-        "u with V and x with Y and others, one thread"
-    )
+    assert machine_of([new, new], "one thread") == "x with Y, one thread"
+    told = machine_of([old, new, new | {"processor": "u with V"}], "one thread")
+    assert told == "u with V and x with Y and others, one thread"
+
+
+def fresh(task, p, *, acc=0.9, other=False, blind=1.0):
+    classes = {"digits": 10, "cifar10": 10, "pairs": 200}[task]
+    found = {"verdict": "suspicious" if p <= 0.05 else "nothing found", "p": p}
+    facts = {"task": task, "classes": classes, "acc": acc, "other": other}
+    return facts | found | {"without images": {"verdict": "nothing found", "p": blind}}
+
+
+def test_alarms_of_fresh_networks_are_counted_by_classes_and_who_learned_nothing_is_not():
+    runs = [
+        *(fresh("digits", 0.05), fresh("digits", 0.009, other=True), fresh("cifar10", 0.0501)),
+        *(fresh("cifar10", 0.001, acc=0.49), fresh("pairs", 1.0, blind=0.02)),
+    ]
+    told = false_alarms(runs, images=True)
+    assert list(told) == ["10", "200", "all"]
+    assert (told["10"]["at 0.05"]["value"], told["10"]["at 0.05"]["count"]) == (2 / 3, 3)
+    assert told["10"]["at 0.01"]["value"] == 1 / 3
+    assert told["200"]["at 0.05"]["value"] == 0 and told["all"]["at 0.05"]["value"] == 0.5
+    assert false_alarms(runs, images=False)["all"]["at 0.05"]["value"] == 0.25
+    assert false_alarms(runs, images=True, small=True)["10"]["at 0.05"]["value"] == 1.0
+    digits, others, pairs, photographs = summary_of_fresh(runs)
+    assert [row["kinds"] for row in (digits, others)] == ["of the null", "others"]
+    assert photographs["not learned"] == 1 and photographs["smallest p"] == 0.0501
+    assert pairs["false alarms at 0.05, no images"]["value"] == 1.0
+
+
+def test_fresh_networks_take_turns_and_what_is_done_is_not_done_again():
+    from fresh_networks import FIRST, NETWORKS, Options
+
+    everything = list(fresh_tasks(Options(), {}))
+    assert len(everything) == sum(NETWORKS.values())
+    assert {task.key.split()[0] for task in everything[:8]} == set(NETWORKS)
+    rest = list(fresh_tasks(Options(), {f"digits {FIRST}": {}}))
+    assert {task.key for task in everything} - {task.key for task in rest} == {f"digits {FIRST}"}
+
+
+def probed(model, before, after, asr):
+    probe = None if before is None else {"before": before, "after": after}
+    run = cleaned(model, 0) | {"set": "pool", "kept": 0, "aftercare": {"probe": probe}}
+    return run | {"after": {"asr": {"value": asr}}}
+
+
+def test_dead_triggers_that_tuning_brings_back_in_part_are_counted_with_what_the_true_one_does():
+    runs = [
+        *(probed("a", 0.1, 0.2, 0.03), probed("b", 0.0, 0.1, 0.5), probed("c", 0.0, 0.29, 0.01)),
+        *(probed("d", 0.0, 0.4, 0.9), probed("e", 0.11, 0.2, 0.9), probed("f", 0.0, None, 0.9)),
+        *(probed("g", None, None, 0.9), probed("h", 0.0, 0.2, 0.9) | {"precaution": True}),
+    ]
+    assert tuned(runs) == {
+        "repairs that left triggers dead": 4,
+        "back with tuning": 1,
+        "in part back": 2,
+        "asr of these": [0.01, 0.03],
+    }
+
+
+def test_a_run_takes_the_place_of_its_own_kind_alone():
+    first, second = (probed(name, 0.0, 0.0, 0.1) for name in "ab")
+    again = probed("a", 0.0, 0.0, 0.7)
+    others = [again | {"seed": 1}, again | {"precaution": True}, again | {"clean images": 0}]
+    assert entered([first, second], [again, *others]) == [again, second, *others]

@@ -49,23 +49,28 @@ def combined_power_sentence(names: Sequence[str], *, many: bool, images: int = 0
     found = next((row for row in _together() if set(row[key]) == set(names)), None)
     if found is None:
         return None
-    alarms = {
-        classes: row["at 0.05"]
-        for classes, row in found["false alarms"].items()
-        if classes != "all" and (int(classes) > MANY) == many
-    }
-    flagged = sum(round(row["value"] * row["count"]) for row in alarms.values())
-    of_all = rate(flagged, sum(row["count"] for row in alarms.values()))
-    counts = [f"{_share(row)} of {row['count']} with {k} classes" for k, row in alarms.items()]
+    share, count, counts = _alarms(found["false alarms"], many)
     told = (
-        f"Measured: of {of_all.count} backdoor-free networks, each judged by the others, "
-        f"{_share(of_all.as_record())} were flagged as suspicious ({'; '.join(counts)})."
+        f"Measured: of {count} backdoor-free networks, each judged by the others, {share} were "
+        f"flagged as suspicious ({counts})."
     )
+    if "fresh" in found:
+        share, count, counts = _alarms(found["fresh"], many)
+        told += f" Of {count} more, from which the test was not made, {share} ({counts})."
     if many:
         told += " Power was not measured of networks with so many classes."
     elif "held-out" in found:
         told += _found_of(found["held-out"], images)
     return f"{told} Other kinds of networks and attacks can differ much."
+
+
+def _alarms(rows: Mapping[str, Any], many: bool) -> tuple[str, int, str]:
+    """The share of false alarms, of how many networks, and both for each number of classes."""
+    own = {k: row["at 0.05"] for k, row in rows.items() if k != "all" and (int(k) > MANY) == many}
+    flagged = sum(round(row["value"] * row["count"]) for row in own.values())
+    of_all = rate(flagged, sum(row["count"] for row in own.values()))
+    counts = [f"{_share(row)} of {row['count']} with {k} classes" for k, row in own.items()]
+    return _share(of_all.as_record()), of_all.count, "; ".join(counts)
 
 
 def _found_of(power: dict[str, Any], images: int) -> str:
