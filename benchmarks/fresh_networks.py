@@ -29,7 +29,7 @@ from bezoar.executors import Task
 from bezoar.records import to_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "fresh_networks.json"
-NETWORKS = {"digits": 40, "pairs": 60, "cifar10": 8, "gtsrb": 12}
+NETWORKS = {"digits": 32, "pairs": 40, "cifar10": 6, "gtsrb": 9}
 FIRST = 5000
 SMALL = ("digits", "pairs")  # whose images are below ``smooth_pattern.SMALLEST`` pixels
 Run = dict[str, Any]
