@@ -18,14 +18,12 @@ said that tuning brings it back. Two witnesses were made after an attack had bee
 networks with it: ``plane-waves`` after ``sig``, which had never been found, and ``smooth-pattern``
 after ``adap-blend``, missed at one of three draws. ``summary`` tells the half without both as well.
 
-**The pool's runs with 500 images and without precaution were all made anew**, at one commit after
-all of this and after ``clean`` came to average three unlearnings (``mean_of_runs.py``). The others
-are older and do not tell their processor, and of them only those were made again that a change
-could reach. **Those of third-party models are older than the mean of three**, and four of their
-twelve repairs older than the audit of what would be kept. The runs without images and under
-precaution make no such mean. Where their suspects stayed as they were, the seconds and rescans of
-these older runs are those of six or seven witnesses; their p-values were combined anew with each
-witness that came.
+**The runs with 500 images and without precaution were all made anew**, each set of models at one
+commit after all of this and after ``clean`` came to average three unlearnings
+(``mean_of_runs.py``). The others are older and do not tell their processor, and of them only those
+were made again that a change could reach. The runs without images and under precaution make no such
+mean. Where their suspects stayed as they were, the seconds and rescans of these older runs are
+those of six or seven witnesses; their p-values were combined anew with each witness that came.
 
 Each run is written to ``results/automatic.json`` at once, and a rerun does only what is missing.
 """

@@ -11,6 +11,7 @@ from null_networks import null_network
 from result_file import processor
 
 from bezoar.classifier import Classifier
+from bezoar.errors import InputError
 from bezoar.executors import report
 from bezoar.pipeline import scan
 from bezoar.scanning import Finding
@@ -35,15 +36,15 @@ def look(*, task: str, number: int, kind: int, other: bool, keep: str | None) ->
     sized = Classifier(
         classifier.network, mean=classifier.mean, std=classifier.std, input_size=size
     )
+    facts |= {"other": other, "processor": processor()}
     used = time.process_time()
-    shown = scan(sized, clean, seed=0, progress=report)
+    try:
+        shown = scan(sized, clean, seed=0, progress=report)
+    except InputError as error:  # of 200 classes one may have no image among the clean ones
+        return facts | {"refused": str(error)}
     seconds = time.process_time() - used
-    return (
-        facts
-        | {"other": other, "processor": processor()}
-        | told(shown)
-        | {"processor seconds": seconds, "without images": told(scan(sized, seed=0))}
-    )
+    blind = told(scan(sized, seed=0))
+    return facts | told(shown) | {"processor seconds": seconds, "without images": blind}
 
 
 def told(finding: Finding) -> dict[str, Any]:

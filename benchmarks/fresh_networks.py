@@ -5,9 +5,9 @@
 The scan's null says how often it should; here that is tried. Networks without a backdoor are
 trained with numbers that no null and no other script uses, every second one of a kind that no null
 is made of (``null_networks.py``), and scanned as a user would, with 500 clean images and without
-any. Those that do not learn their task are told apart and not counted. Writes
-``results/fresh_networks.json``, each network at once; a rerun does only what is missing.
-``scan_power.py`` hands the rates to every scan.
+any. Those that do not learn their task, or whose clean images the scan refuses, are told apart and
+not counted. Writes ``results/fresh_networks.json``, each network at once; a rerun does only what is
+missing. ``scan_power.py`` hands the rates to every scan.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def tasks(options: Options, runs: dict[str, Run]) -> Iterator[Task]:
 
 
 def learned(runs: list[Run]) -> list[Run]:
-    """Those that count."""
-    return [run for run in runs if run["acc"] >= LEARNED]
+    """Those that count: they know their task, and the scan took their clean images."""
+    return [run for run in runs if run["acc"] >= LEARNED and "refused" not in run]
 
 
 def false_alarms(runs: list[Run], *, images: bool, small: bool = False) -> dict[str, Any]:
@@ -103,7 +103,8 @@ def summary(runs: list[Run]) -> list[dict[str, Any]]:
                     "kinds": "others" if other else "of the null",
                     "classes": counted[0]["classes"],
                     "runs": len(counted),
-                    "not learned": len(own) - len(counted),
+                    "refused": sum("refused" in run for run in own),
+                    "not learned": sum(run["acc"] < LEARNED for run in own),
                     "smallest accuracy": min(run["acc"] for run in counted),
                     "false alarms at 0.05": _at_level(counted),
                     "backdoor found": sum(run["verdict"] == "backdoor found" for run in counted),
@@ -127,7 +128,7 @@ def main(options: Options) -> None:
     for key, row in finished(tasks(options, runs), options.executor):
         runs[key] = row
         _write(options.out, list(runs.values()))
-        print(key, row["network"], row["verdict"], row["p"], row["without images"]["p"], flush=True)
+        print(key, row["network"], row.get("verdict"), row.get("p"), flush=True)
     _write(options.out, list(runs.values()))
 
 

@@ -144,6 +144,7 @@ def test_alarms_of_fresh_networks_are_counted_by_classes_and_who_learned_nothing
     runs = [
         *(fresh("digits", 0.05), fresh("digits", 0.009, other=True), fresh("cifar10", 0.0501)),
         *(fresh("cifar10", 0.001, acc=0.49), fresh("pairs", 1.0, blind=0.02)),
+        {"task": "pairs", "classes": 200, "acc": 0.9, "other": False, "refused": "no image"},
     ]
     told = false_alarms(runs, images=True)
     assert list(told) == ["10", "200", "all"]
@@ -155,7 +156,7 @@ def test_alarms_of_fresh_networks_are_counted_by_classes_and_who_learned_nothing
     digits, others, pairs, photographs = summary_of_fresh(runs)
     assert [row["kinds"] for row in (digits, others)] == ["of the null", "others"]
     assert photographs["not learned"] == 1 and photographs["smallest p"] == 0.0501
-    assert pairs["false alarms at 0.05, no images"]["value"] == 1.0
+    assert pairs["false alarms at 0.05, no images"]["value"] == 1.0 and pairs["refused"] == 1
 
 
 def test_fresh_networks_take_turns_and_what_is_done_is_not_done_again():
