@@ -48,8 +48,9 @@ class Probe:
     def revived(self) -> float | None:
         """The share that dead triggers carry once more, where it does not count as back; or None.
 
-        It is told and is no sign: of 41 repairs that left them dead (``benchmarks/automatic.py``),
-        nine came to this, and with the true trigger eight of these had an ASR of 0 to 8 %.
+        It is told and is no sign: of 40 repairs that left them dead (``benchmarks/automatic.py``,
+        *tuned*), nine came to this, and with the true trigger eight of these had an ASR of 0 to 8 %
+        and the ninth of 22 %.
         """
         if self.after is None or self.returned or not self.before <= DEAD < self.after:
             return None
