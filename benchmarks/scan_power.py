@@ -186,7 +186,7 @@ def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
             "false alarms at 0.05": found["at 0.05"],
             "false alarms at 0.01": found["at 0.01"],
         }
-        for kind, measured in (("backdoor-free", "false alarms"), ("the same, fresh", "fresh"))
+        for kind, measured in (("backdoor-free", "false alarms"), ("not of the null", "fresh"))
         for key, found in row.get(measured, {}).items()
     ]
     for half in ("development", "held-out", "third-party"):

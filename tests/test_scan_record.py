@@ -15,7 +15,7 @@ from bezoar.methods.votes import Votes, reading
 from bezoar.power import combined_power_sentence
 from bezoar.records import to_json
 from bezoar.scan_record import scan_record
-from bezoar.scanning import WITNESSES
+from bezoar.scanning import FEW_CLASSES, LARGE_IMAGES, WITHOUT_IMAGES, WITNESSES
 from bezoar.statistics import mad_outliers, small_outliers
 from bezoar.verdict import Levels, judge
 from bezoar.wording import FALLBACK, GENERATED, PATCH, Words
@@ -192,6 +192,23 @@ def test_the_power_of_a_scan_is_told_with_the_images_that_it_was_measured_with()
         assert "test, each with 500 clean images, " in told
         assert (f"This scan had {images}; fewer images find less." in told) is fewer
     assert "clean images, " not in combined_power_sentence(["mm-bd", "weights"], many=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "many", "classes"),
+    [
+        (WITNESSES, False, ("10", "43")),
+        ([name for name in WITNESSES if name not in FEW_CLASSES], True, ("200",)),
+        ([name for name in WITNESSES if name not in LARGE_IMAGES], False, ("10",)),
+        (WITHOUT_IMAGES, False, ("10", "43")),
+    ],
+)
+def test_false_alarms_are_told_of_networks_that_the_test_was_not_made_from(names, many, classes):
+    told = combined_power_sentence(names, many=many)
+    before, fresh = told.split(", each judged by the others, ")[1].split(" more, from which ", 1)
+    assert before.rsplit(" Of ", 1)[1].isdigit()
+    counted = fresh.split(").")[0] + ")"
+    assert [k for k in ("10", "12", "43", "200") if f"with {k} classes" in counted] == [*classes]
 
 
 def test_no_setting_borrows_the_measured_power_of_another():
